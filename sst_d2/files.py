@@ -1,0 +1,78 @@
+"""How paths and the project's own YAML files are read: one set of rules for domains, cards and configurations."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sst_d2.errors import SSTError
+
+# Detectron2's own rule: its data sets lie below this variable, or below ./datasets.
+_DEFAULT_VARIABLES = {"DETECTRON2_DATASETS": "datasets"}
+_VARIABLE = re.compile(r"\$\{(\w+)\}")
+
+
+def expand_path(path: str | os.PathLike, base: Path | None = None, error: type[SSTError] = SSTError) -> Path:
+    """Replace ``~`` and ``${VAR}`` in a path, and take it relative to ``base``.
+
+    Args:
+        path: the path as a user wrote it.
+        base: folder that a relative path starts from; None: the working directory. A path that begins with a
+            variable is never relative to ``base``, since the variable's value is the user's own.
+        error: class of the error to raise.
+
+    Raises:
+        SSTError: (as ``error``) a variable of the path is not set.
+    """
+    text = os.fspath(path)
+
+    def value_of(match: re.Match) -> str:
+        name = match.group(1)
+        value = os.environ.get(name) or _DEFAULT_VARIABLES.get(name)
+        if value is None:
+            raise error(f"path '{text}': the environment variable {name} is not set; set it: export {name}=/your/folder")
+        return value
+
+    expanded = Path(_VARIABLE.sub(value_of, text)).expanduser()
+    if base is None or expanded.is_absolute() or text.startswith("${"):
+        return expanded
+    return Path(base) / expanded
+
+
+def read_yaml_mapping(
+    path: str | os.PathLike, required: Iterable[str], optional: Iterable[str], error: type[SSTError]
+) -> dict[str, Any]:
+    """Read a YAML file that holds one mapping with known fields, by the safe loader only.
+
+    Args:
+        path: the file.
+        required: fields that must be there.
+        optional: fields that may be there.
+        error: class of the error to raise.
+
+    Raises:
+        SSTError: (as ``error``) the file is absent, is not YAML, is not a mapping, lacks a field or has a strange one.
+    """
+    try:
+        with open(path, encoding="utf-8") as stream:
+            record = yaml.safe_load(stream)
+    except OSError as reason:
+        raise error(f"{path}: cannot be read ({reason.strerror})") from reason
+    except (yaml.YAMLError, UnicodeDecodeError) as reason:
+        raise error(f"{path}: is not a YAML file: {reason}") from reason
+    if not isinstance(record, dict):
+        raise error(f"{path}: holds a {type(record).__name__}; a mapping with the fields {sorted(required)} is expected")
+    required, allowed = list(required), {*required, *optional}
+    missing = [field for field in required if field not in record]
+    strange = [str(field) for field in record if field not in allowed]
+    if missing or strange:
+        lines = [f"{path}:"]
+        lines += [f"the field '{field}' is missing" for field in missing]
+        lines += [f"the field '{field}' is unknown (known: {', '.join(sorted(allowed))})" for field in strange]
+        raise error("\n  ".join(lines))
+    return record
