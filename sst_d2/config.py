@@ -1,0 +1,170 @@
+"""The configuration: `add_sst_config` declares every key of ours, in nodes named ``SST`` below Detectron2's own."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import yaml
+from detectron2.config import CfgNode as CN
+
+from sst_d2.errors import SSTConfigError
+
+
+def add_sst_config(cfg: CN) -> None:
+    """Add the nodes ``MODEL.SST``, ``INPUT.SST``, ``DATASETS.SST``, ``DATALOADER.SST``, ``SOLVER.SST``, ``TEST.SST``.
+
+    No default of Detectron2's changes. Calling it twice changes nothing.
+    """
+    if "SST" in cfg.MODEL:
+        return
+    cfg.MODEL.SST = _model_node()
+    cfg.INPUT.SST = CN(
+        {
+            # Smallest and largest factor of the random resize.
+            "SCALE_RANGE": [0.5, 2.0],
+            # True: height and width are scaled apart (Graphonomy, Grapy-ML); False: by one factor.
+            "SCALE_PER_AXIS": False,
+            # (height, width) of the training crop in pixels; smaller images are padded (image 0, label: ignore).
+            "CROP_SIZE": [512, 512],
+        }
+    )
+    # Dataset card files, or globs of them, to register besides the built-in ones. Relative to the working directory.
+    cfg.DATASETS.SST = CN({"CARDS": []})
+    cfg.DATALOADER.SST = CN(
+        {
+            # "balanced": the domains take turns; "weighted": in the shares of WEIGHTS; "proportional": one pool of all.
+            "SAMPLER": "balanced",
+            # For "weighted": one positive number per entry of MODEL.SST.DOMAINS.
+            "WEIGHTS": [],
+        }
+    )
+    cfg.SOLVER.SST = CN(
+        {
+            # Factor of the learning rate of the backbone's parameters.
+            "BACKBONE_MULTIPLIER": 0.1,
+            # Length of training in epochs; 0: SOLVER.MAX_ITER and SOLVER.STEPS count, as they stand.
+            # One epoch = ceil(number of training images / SOLVER.IMS_PER_BATCH) iterations, whatever the sampler.
+            "MAX_EPOCHS": 0,
+            # Epochs after which the learning rate is multiplied by SOLVER.GAMMA; read with MAX_EPOCHS only.
+            "EPOCH_STEPS": [],
+            # Type of the autocast when SOLVER.AMP.ENABLED: "float16" or "bfloat16".
+            "AMP_DTYPE": "float16",
+        }
+    )
+    # Write every predicted label map as a PNG below OUTPUT_DIR/inference when evaluating.
+    cfg.TEST.SST = CN({"SAVE_PREDICTIONS": False})
+
+
+def _model_node() -> CN:
+    return CN(
+        {
+            # Label domains, each a name or the path of a domain's YAML file. One head each, in this order.
+            "DOMAINS": [],
+            # The domain of inputs that name none; "": the first of DOMAINS.
+            "DEFAULT_DOMAIN": "",
+            # Deformable-attention encoder over strides 8, 16 and 32 (six layers as in Mask2Former, A2 in docs/DESIGN.md).
+            "PIXEL_DECODER": {
+                "LAYERS": 6,
+                "HEADS": 8,
+                "POINTS": 4,
+                "FFN_DIM": 1024,
+                "DROPOUT": 0.0,
+            },
+            "DECODER": {
+                # A name in SST_DECODER_REGISTRY.
+                "NAME": "SSTDecoder",
+                # D: channels of the encoder and of the three feature maps that the decoder gives.
+                "DIM": 256,
+                # Swin blocks of the stages at strides 16, 8 and 4; shifted windows in every second one.
+                "BLOCKS": [2, 2, 2],
+                "HEADS": 8,
+                # Side of the attention windows, in feature pixels.
+                "WINDOW": 8,
+                "MLP_RATIO": 2.0,
+            },
+            # Weights of the losses: alpha of Eq. (12).
+            "LOSS_WEIGHTS": {"SEG": 10.0},
+        }
+    )
+
+
+def merge_config(cfg: CN, config_file: str, opts: Sequence[str]) -> str | None:
+    """Merge a YAML file, read by the safe loader only, and KEY VALUE pairs, into ``cfg``; then choose the device.
+
+    Returns:
+        A line for the log where the device was chosen, else None.
+
+    Raises:
+        SSTConfigError: the file cannot be read, a key is unknown (similar ones are named), or a value does not fit.
+    """
+    if not config_file:
+        raise SSTConfigError("--config-file is missing; give a YAML file, e.g. configs/quick_schedules/synthetic_people.yaml")
+    cfg.MODEL.DEVICE = ""
+    known = _key_names(cfg)
+    try:
+        cfg.merge_from_file(config_file, allow_unsafe=False)
+        cfg.merge_from_list(list(opts))
+    except FileNotFoundError as reason:
+        raise SSTConfigError(f"--config-file: there is no file {reason.filename}; the project's own lie below configs/") from reason
+    except OSError as reason:
+        raise SSTConfigError(f"--config-file: {config_file} cannot be read ({reason})") from reason
+    except KeyError as reason:
+        raise SSTConfigError(_unknown_key(str(reason.args[0]), known)) from reason
+    except (ValueError, AssertionError, AttributeError, TypeError) as reason:
+        raise SSTConfigError(f"configuration {config_file} {' '.join(opts)}: {reason}") from reason
+    except yaml.YAMLError as reason:
+        raise SSTConfigError(f"{config_file}: is no plain YAML, the only kind that is read: {reason}") from reason
+    return resolve_device(cfg)
+
+
+def resolve_device(cfg: CN) -> str | None:
+    """Set an empty ``MODEL.DEVICE`` to "cuda" where torch sees a GPU, else to "cpu".
+
+    Returns:
+        A line for the log where it became "cpu", else None.
+
+    Raises:
+        SSTConfigError: a GPU is asked for and torch sees none.
+    """
+    if not cfg.MODEL.DEVICE:
+        cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+        if cfg.MODEL.DEVICE == "cpu":
+            return "torch sees no GPU: running on the CPU (MODEL.DEVICE cpu)"
+    elif cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        raise SSTConfigError(f"MODEL.DEVICE: '{cfg.MODEL.DEVICE}', but torch sees no GPU; leave the key out or set it to cpu")
+    return None
+
+
+def get_config_file(name: str) -> str:
+    """Path of one of the project's configuration files, in a checkout and in an installed package.
+
+    Args:
+        name: path below ``configs/``, e.g. "single/cihp_R50.yaml".
+
+    Raises:
+        SSTConfigError: there is no such file; the message lists what its folder holds.
+    """
+    package = Path(__file__).resolve().parent
+    folders = [package / "configs", package.parent / "configs"]
+    for folder in folders:
+        if (folder / name).is_file():
+            return str(folder / name)
+    present = sorted({str(path.relative_to(folder)) for folder in folders for path in folder.rglob("*.yaml")})
+    raise SSTConfigError(f"there is no configuration file '{name}'; there are: {', '.join(present)}")
+
+
+def _key_names(node: CN, prefix: str = "") -> list[str]:
+    names = []
+    for key, value in node.items():
+        names += _key_names(value, f"{prefix}{key}.") if isinstance(value, CN) else [f"{prefix}{key}"]
+    return names
+
+
+def _unknown_key(message: str, known: list[str]) -> str:
+    """Detectron2's message, and the keys that look like the wrong one."""
+    key = message.rsplit(": ", 1)[-1]
+    similar = difflib.get_close_matches(key, known, n=3)
+    return f"{message}; did you mean {' or '.join(similar)}?" if similar else f"{message}; see sst_d2/config.py for the project's keys"

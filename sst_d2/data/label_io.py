@@ -1,0 +1,132 @@
+"""The one reader of label maps: the mapper, the evaluator and the checker all see the same ids, or the same error.
+
+Detectron2 turns palette images into grey values, cuts 16-bit ids to 8 bits and lets ids past the last class spill
+into other classes. Here each of these is either read right or refused by name.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from sst_d2.errors import SSTDataError
+from sst_d2.label_domains import LabelDomain
+
+_INDEX_MODES = ("L", "P")
+
+
+def read_label_map(
+    path: str | os.PathLike,
+    domain: LabelDomain,
+    size: tuple[int, int] | None = None,
+    remap: Mapping[int, int] | None = None,
+) -> np.ndarray:
+    """Read a label image whose pixel values are class ids.
+
+    Args:
+        path: an 8-bit image of one channel: mode L, or mode P, whose raw indices are taken and whose palette is not.
+        domain: the label domain that the ids belong to.
+        size: (height, width) that the map must have; None: any.
+        remap: from the file's ids to ids of ``domain`` or its ignore label; every id that occurs must be named.
+
+    Returns:
+        (H, W) uint8, contiguous; each id in [0, K) or ``domain.ignore_label``.
+
+    Raises:
+        SSTDataError: the file is absent or damaged, has another mode or size, or holds an id that is not allowed.
+    """
+    labels = _read_index_image(path)
+    if size is not None and labels.shape != tuple(size):
+        raise SSTDataError(
+            f"{path}: the label map has {labels.shape[0]} x {labels.shape[1]} pixels (height x width) and its image "
+            f"{size[0]} x {size[1]}; both must agree"
+        )
+    table = _id_table(domain, remap)
+    mapped = table[labels]
+    if (mapped < 0).any():
+        strange = np.unique(labels[mapped < 0]).tolist()
+        allowed = (
+            f"the ids that the remap table names: {sorted(remap)}"
+            if remap is not None
+            else f"0 to {domain.num_classes - 1} and {domain.ignore_label} (ignore)"
+        )
+        raise SSTDataError(
+            f"{path}: the ids {strange} do not belong to label domain '{domain.name}'; allowed are {allowed}. "
+            "If the file follows another label system, give its card a `remap` table"
+        )
+    return mapped.astype(np.uint8)
+
+
+def check_remap(remap: Mapping[int, int], domain: LabelDomain) -> None:
+    """Refuse a remap table whose sources are no 8-bit ids or whose targets are no ids of ``domain``.
+
+    Raises:
+        SSTDataError: naming the entry and what is allowed.
+    """
+    for source, target in remap.items():
+        if not _is_id(source) or not _is_id(target) or not (target < domain.num_classes or target == domain.ignore_label):
+            raise SSTDataError(
+                f"remap entry {source!r}: {target!r}: sources are ids from 0 to 255; targets are ids of label domain "
+                f"'{domain.name}', 0 to {domain.num_classes - 1}, or {domain.ignore_label} (ignore)"
+            )
+
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 255
+
+
+def _id_table(domain: LabelDomain, remap: Mapping[int, int] | None) -> np.ndarray:
+    """(256,) int16: the id that each pixel value becomes, -1 where it is not allowed."""
+    table = np.full(256, -1, dtype=np.int16)
+    if remap is None:
+        table[: domain.num_classes] = np.arange(domain.num_classes)
+        table[domain.ignore_label] = domain.ignore_label
+    else:
+        for source, target in remap.items():
+            table[source] = target
+    return table
+
+
+def _read_index_image(path: str | os.PathLike) -> np.ndarray:
+    try:
+        with Image.open(path) as image:
+            if image.mode not in _INDEX_MODES:
+                raise SSTDataError(
+                    f"{path}: a label map of mode {image.mode}; allowed are one-channel 8-bit images, modes L and P, "
+                    "whose values are class ids. Convert colour renderings to ids first"
+                )
+            return np.array(image, dtype=np.uint8)
+    except FileNotFoundError as reason:
+        raise SSTDataError(f"{path}: the label map does not exist") from reason
+    except UnidentifiedImageError as reason:
+        raise SSTDataError(f"{path}: is no image file, or an empty one") from reason
+    except (OSError, SyntaxError) as reason:
+        raise SSTDataError(f"{path}: the label map cannot be read, it may be damaged or cut off ({reason})") from reason
+
+
+def read_sample_labels(
+    sample: Mapping[str, object], domain: LabelDomain, size: tuple[int, int] | None = None
+) -> np.ndarray:
+    """Read the label map of a dataset dict, through its ``label_remap`` where its card has one.
+
+    Args:
+        sample: with ``sem_seg_file_name``, or with ``remapped_label_file_name`` and ``label_remap``.
+        domain: the sample's label domain.
+        size: (height, width) of the image; None: unknown.
+
+    Returns:
+        (H, W) uint8, as `read_label_map`.
+
+    Raises:
+        SSTDataError: as `read_label_map`, or the sample names no label file.
+    """
+    path = sample.get("sem_seg_file_name") or sample.get("remapped_label_file_name")
+    if path is None:
+        raise SSTDataError(
+            f"{sample.get('file_name', 'a dataset dict')}: no label file is named; the key 'sem_seg_file_name' is needed "
+            "for training and evaluation (a card's `labels` gives it)"
+        )
+    return read_label_map(path, domain, size, sample.get("label_remap"))

@@ -1,0 +1,202 @@
+"""`build_sst_train_loader`: training batches whose order and augmentation depend on (seed, position) alone."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.data import DatasetCatalog, DatasetFromList, MetadataCatalog
+from detectron2.utils import comm
+from torch.utils.data import DataLoader, Dataset
+
+from sst_d2.data.cards import register_dataset_cards
+from sst_d2.data.mapper import SSTDatasetMapper
+from sst_d2.data.sampler import PositionalBatchSampler, PositionalSampler, build_sampler
+from sst_d2.errors import SSTConfigError
+from sst_d2.label_domains import get_label_domain
+
+
+class SSTTrainLoader:
+    """An endless iterable of batches: lists of mapped dicts, the same for the same seed, however it is interrupted.
+
+    Detectron2 0.5 asks for the iterator before it knows where training starts; here it begins at the first batch.
+
+    Args:
+        samples: the dataset dicts.
+        mapper: from a dataset dict, with ``sample_position``, to what the model takes.
+        sampler: which image comes at which position.
+        total_batch_size: images per iteration over all processes.
+        num_workers: processes that read and augment; 0: this one. Makes no difference to what comes.
+
+    Attributes:
+        start_iteration: where the next iterator starts; set it before the first batch to go on with a run.
+
+    Raises:
+        SSTConfigError: the batch does not divide among the processes.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[dict[str, Any]],
+        mapper: Callable[[dict[str, Any]], dict[str, Any]],
+        sampler: PositionalSampler,
+        total_batch_size: int,
+        num_workers: int = 0,
+    ) -> None:
+        if total_batch_size < 1 or total_batch_size % comm.get_world_size():
+            raise SSTConfigError(
+                f"SOLVER.IMS_PER_BATCH: {total_batch_size} images in all for {comm.get_world_size()} processes; "
+                "a positive multiple of the number of processes is expected"
+            )
+        self._dataset = _PositionedDataset(DatasetFromList(list(samples), copy=False), mapper)
+        self._sampler = sampler
+        self._total_batch_size = total_batch_size
+        self._num_workers = num_workers
+        self.start_iteration = 0
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        batches = PositionalBatchSampler(
+            self._sampler, self._total_batch_size, comm.get_rank(), comm.get_world_size(), self.start_iteration
+        )
+        yield from DataLoader(
+            self._dataset,
+            batch_sampler=batches,
+            num_workers=self._num_workers,
+            collate_fn=_as_list,
+            worker_init_fn=_one_thread,
+            # A generator of its own: the loader's base seed would else be drawn from the global one.
+            generator=torch.Generator(),
+        )
+
+
+@configurable(from_config=lambda cfg, **kwargs: _loader_from_config(cfg, **kwargs))
+def build_sst_train_loader(
+    samples: Sequence[dict[str, Any]],
+    *,
+    mapper: Callable[[dict[str, Any]], dict[str, Any]],
+    domains: Sequence[str],
+    total_batch_size: int,
+    sampler: str = "balanced",
+    weights: Sequence[float] = (),
+    num_workers: int = 0,
+    seed: int = 0,
+) -> SSTTrainLoader:
+    """Build the training loader, from ``cfg`` (and optionally ``mapper``, ``samples``) or from plain arguments.
+
+    Args:
+        samples: dataset dicts of all training sets, each with ``label_domain``.
+        mapper: see `SSTTrainLoader`.
+        domains: names of the label domains, in their order.
+        total_batch_size: images per iteration over all processes.
+        sampler, weights: see `build_sampler`.
+        num_workers: worker processes.
+        seed: origin of the order.
+
+    Raises:
+        SSTConfigError: no sample, an unknown sampler, weights that do not fit, a batch that does not divide.
+    """
+    if not samples:
+        raise SSTConfigError("DATASETS.TRAIN: there is no training image; name at least one data set")
+    try:
+        order = build_sampler(sampler, [sample["label_domain"] for sample in samples], domains, weights, seed)
+    except ValueError as reason:
+        raise SSTConfigError(f"DATALOADER.SST: {reason}") from reason
+    return SSTTrainLoader(samples, mapper, order, total_batch_size, num_workers)
+
+
+def load_datasets(names: Sequence[str], domains: Sequence[str]) -> list[dict[str, Any]]:
+    """The dataset dicts of several registered data sets, one after the other.
+
+    Raises:
+        SSTConfigError: a name is not registered, or a data set's label domain is none of ``domains``.
+        DatasetCardError: the data is not where its card says.
+    """
+    samples = []
+    for name in names:
+        domain = dataset_domain(name, domains)
+        for sample in DatasetCatalog.get(name):
+            samples.append({"label_domain": domain, **sample})
+    return samples
+
+
+def dataset_domain(name: str, domains: Sequence[str]) -> str:
+    """The label domain of a registered data set.
+
+    Raises:
+        SSTConfigError: the data set is unknown, says no label domain, or has one that is none of ``domains``.
+    """
+    if name not in DatasetCatalog.list():
+        similar = difflib.get_close_matches(name, DatasetCatalog.list(), n=3) or [
+            known for known in DatasetCatalog.list() if "label_domain" in MetadataCatalog.get(known).as_dict()
+        ]
+        raise SSTConfigError(
+            f"DATASETS: the data set '{name}' is not registered; did you mean: {', '.join(similar)}? "
+            "A data set of your own needs a card in DATASETS.SST.CARDS"
+        )
+    domain = MetadataCatalog.get(name).as_dict().get("label_domain")
+    if domain is None:
+        raise SSTConfigError(
+            f"DATASETS: the data set '{name}' does not say its label domain; register it by a dataset card, or "
+            f"MetadataCatalog.get('{name}').set(label_domain=...)"
+        )
+    if domain not in domains:
+        raise SSTConfigError(
+            f"DATASETS: the data set '{name}' has the label domain '{domain}', which is none of MODEL.SST.DOMAINS "
+            f"({', '.join(domains) or 'empty'}); add it there"
+        )
+    return domain
+
+
+class _PositionedDataset(Dataset):
+    """Images by (position, index); the mapper learns the position."""
+
+    def __init__(self, samples: DatasetFromList, mapper: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+        self._samples = samples
+        self._mapper = mapper
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        position, index = key
+        return self._mapper({**self._samples[index], "sample_position": position})
+
+
+def _as_list(batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return batch
+
+
+def _one_thread(_worker: int) -> None:
+    torch.set_num_threads(1)
+
+
+def _loader_from_config(
+    cfg: CfgNode,
+    *,
+    mapper: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+    samples: Sequence[dict[str, Any]] | None = None,
+) -> dict[str, Any]:
+    register_dataset_cards(cfg.DATASETS.SST.CARDS)
+    domains = [get_label_domain(reference).name for reference in cfg.MODEL.SST.DOMAINS]
+    if cfg.SEED < 0:
+        logging.getLogger(__name__).warning(
+            "SEED is %d: the order of images is drawn anew in every run, and a resumed run meets another order; "
+            "set SEED to 0 or more for a run that can be repeated",
+            cfg.SEED,
+        )
+    if samples is None:
+        samples = load_datasets(cfg.DATASETS.TRAIN, domains)
+    return {
+        "samples": samples,
+        "mapper": mapper if mapper is not None else SSTDatasetMapper(cfg, is_train=True),
+        "domains": domains,
+        "total_batch_size": cfg.SOLVER.IMS_PER_BATCH,
+        "sampler": cfg.DATALOADER.SST.SAMPLER,
+        "weights": cfg.DATALOADER.SST.WEIGHTS,
+        "num_workers": cfg.DATALOADER.NUM_WORKERS,
+        "seed": cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed(),
+    }
