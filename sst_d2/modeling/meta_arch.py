@@ -1,0 +1,176 @@
+"""`SST`: the human parsing network, as a Detectron2 meta-architecture. One trunk, one head per label domain."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
+from detectron2.structures import ImageList
+from torch import nn
+
+from sst_d2.errors import SSTConfigError
+from sst_d2.label_domains import LabelDomain, get_label_domain
+from sst_d2.modeling.decoder import build_sst_decoder
+from sst_d2.modeling.heads import SSTHeads
+from sst_d2.modeling.losses import IGNORE, SSTLosses, upsample
+
+# The coarsest map has stride 32; sides are padded to whole pixels of it.
+_STRIDE = 32
+ALL_DOMAINS = "all"
+
+
+@META_ARCH_REGISTRY.register()
+class SST(nn.Module):
+    """Backbone, decoder and heads; in training losses come out, else logits.
+
+    Args:
+        backbone: a Detectron2 backbone.
+        decoder: from the backbone's features to {16: H_1, 8: H_2, 4: H_3}, see `sst_d2.modeling.decoder`.
+        heads: one head per label domain.
+        domains: the label domains, in the order of the heads.
+        losses: turns logits and labels into losses.
+        pixel_mean, pixel_std: per channel, in the order of the input's channels, in 0..255.
+        default_domain: domain of inputs that name none; None: the first.
+        auxiliary: training-only module, called with ``images`` (B, 3, H, W), ``features`` (the decoder's dict),
+            ``labels`` (B, H, W) and ``domains`` (B names); the scalars of the dict that it returns join the losses.
+
+    Raises:
+        SSTConfigError: ``default_domain`` is none of ``domains``.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: nn.Module,
+        decoder: nn.Module,
+        heads: SSTHeads,
+        domains: Sequence[LabelDomain],
+        losses: SSTLosses,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        default_domain: str | None = None,
+        auxiliary: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.decoder = decoder
+        self.heads = heads
+        self.auxiliary = auxiliary
+        self.losses = losses
+        self.domains = {domain.name: domain for domain in domains}
+        self.default_domain = default_domain or next(iter(self.domains))
+        if self.default_domain not in self.domains:
+            raise SSTConfigError(
+                f"MODEL.SST.DEFAULT_DOMAIN: '{self.default_domain}' is none of MODEL.SST.DOMAINS ({', '.join(self.domains)})"
+            )
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Read ``MODEL``."""
+        if not cfg.MODEL.SST.DOMAINS:
+            raise SSTConfigError("MODEL.SST.DOMAINS is empty; name at least one label domain, e.g. [pascal_person_part]")
+        domains = [get_label_domain(reference) for reference in cfg.MODEL.SST.DOMAINS]
+        backbone = build_backbone(cfg)
+        decoder = build_sst_decoder(cfg, backbone.output_shape())
+        return {
+            "backbone": backbone,
+            "decoder": decoder,
+            "heads": SSTHeads(decoder.out_channels, domains),
+            "domains": domains,
+            "losses": SSTLosses(seg_weight=cfg.MODEL.SST.LOSS_WEIGHTS.SEG),
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "default_domain": cfg.MODEL.SST.DEFAULT_DOMAIN or None,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's parameters lie."""
+        return self.pixel_mean.device
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, torch.Tensor] | list[dict[str, Any]]:
+        """Train or predict.
+
+        Args:
+            batched_inputs: one dict per image:
+                ``image``: (3, H, W) uint8 or float in 0..255, channels as ``INPUT.FORMAT`` says, any size.
+                ``label_domain``: name of the image's domain; in training needed, else optional, and may be "all".
+                ``sem_seg``: (H, W) int64, ids in [0, K) or the domain's ignore label; in training.
+                ``height``, ``width``: size of the result; optional, the image's own by default; in prediction.
+
+        Returns:
+            In training a dict of scalars, the same keys on every step and process: ``loss_seg/<domain>`` and what
+            ``auxiliary`` gives. Else one dict per image:
+                ``sem_seg``: (K, height, width) float logits of the image's domain, of "all" of the default domain.
+                ``sem_seg_by_domain``: with "all", by domain name (K, height, width).
+
+        Raises:
+            SSTConfigError: an image names a domain that the model has no head for.
+        """
+        images = self._normalised_images(batched_inputs)
+        names = [self._domain_of(sample) for sample in batched_inputs]
+        features = self.decoder(self.backbone(images.tensor))
+        if self.training:
+            return self._losses(batched_inputs, images, features, names)
+        return self._predictions(batched_inputs, images, features, names)
+
+    def _normalised_images(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
+        images = [(sample["image"].to(self.device) - self.pixel_mean) / self.pixel_std for sample in batched_inputs]
+        return ImageList.from_tensors(images, max(self.backbone.size_divisibility, _STRIDE))
+
+    def _domain_of(self, sample: dict[str, Any]) -> str:
+        name = sample.get("label_domain", None if self.training else self.default_domain)
+        if name in self.domains or (name == ALL_DOMAINS and not self.training):
+            return name
+        raise SSTConfigError(
+            f"{sample.get('file_name', 'an input')}: label_domain is {name!r}; the model has heads for "
+            f"{', '.join(self.domains)}" + ("" if self.training else f", and '{ALL_DOMAINS}' asks for all of them")
+        )
+
+    def _losses(
+        self, batched_inputs: list[dict[str, Any]], images: ImageList, features: dict[int, torch.Tensor], names: list[str]
+    ) -> dict[str, torch.Tensor]:
+        labels = self._padded_labels(batched_inputs, names, tuple(images.tensor.shape[-2:]))
+        rows = {domain: [row for row, name in enumerate(names) if name == domain] for domain in self.domains}
+        # A domain that the batch lacks goes through its head as a batch of none: a zero that keeps the head's
+        # parameters in the graph, which distributed training needs.
+        losses = self.losses.segmentation(
+            {domain: self.heads(features[4][index], domain) for domain, index in rows.items()},
+            {domain: labels[index] for domain, index in rows.items()},
+        )
+        if self.auxiliary is not None:
+            losses.update(self.auxiliary(images=images.tensor, features=features, labels=labels, domains=names))
+        return losses
+
+    def _padded_labels(self, batched_inputs: list[dict[str, Any]], names: list[str], size: tuple[int, int]) -> torch.Tensor:
+        """(B, H, W) int64: every domain's ignore label and the padding are `IGNORE`."""
+        labels = torch.full((len(batched_inputs), *size), IGNORE, dtype=torch.int64, device=self.device)
+        for row, (sample, name) in enumerate(zip(batched_inputs, names, strict=True)):
+            own = sample["sem_seg"].to(self.device)
+            labels[row, : own.shape[0], : own.shape[1]] = own.masked_fill(own == self.domains[name].ignore_label, IGNORE)
+        return labels
+
+    def _predictions(
+        self, batched_inputs: list[dict[str, Any]], images: ImageList, features: dict[int, torch.Tensor], names: list[str]
+    ) -> list[dict[str, Any]]:
+        results = []
+        for row, (sample, name) in enumerate(zip(batched_inputs, names, strict=True)):
+            wanted = list(self.domains) if name == ALL_DOMAINS else [name]
+            image_size = images.image_sizes[row]
+            size = (sample.get("height", image_size[0]), sample.get("width", image_size[1]))
+            by_domain = {}
+            for domain in wanted:
+                logits = upsample(self.heads(features[4][row : row + 1], domain), tuple(images.tensor.shape[-2:]))
+                logits = logits[:, :, : image_size[0], : image_size[1]]
+                by_domain[domain] = (logits if tuple(image_size) == size else upsample(logits, size))[0]
+            if name == ALL_DOMAINS:
+                results.append({"sem_seg": by_domain[self.default_domain], "sem_seg_by_domain": by_domain})
+            else:
+                results.append({"sem_seg": by_domain[name]})
+        return results
