@@ -1,0 +1,277 @@
+"""`SSTCheckpointer`: checkpoints that know their label domains, and loading that never half succeeds.
+
+A checkpoint is Detectron2's own, plus ``label_domains`` (the full records), ``config`` (YAML text) and ``sst_format``.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+from collections.abc import Mapping
+from typing import Any
+from urllib.error import URLError
+
+import numpy as np
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils import comm
+from tabulate import tabulate
+
+from sst_d2.errors import SSTCheckpointError
+from sst_d2.label_domains import LabelDomain
+
+SST_FORMAT = 1
+# Parts that a start from other weights may lack or hold in another shape: they belong to label domains, not to people.
+_DOMAIN_PARTS = ("heads.", "auxiliary.")
+# Classifiers of ImageNet networks, and counters of batch norm that frozen and group norm do not have.
+_IGNORED = re.compile(r"(^fc\.|\.fc\.|linear\.|num_batches_tracked$)")
+_TORCHVISION_RESNET = (
+    (re.compile(r"^conv1\."), "stem.conv1."),
+    (re.compile(r"^bn1\."), "stem.conv1.norm."),
+    (re.compile(r"^layer(\d)\."), lambda match: f"res{int(match.group(1)) + 1}."),
+    (re.compile(r"\.bn(\d)\."), r".conv\1.norm."),
+    (re.compile(r"\.downsample\.0\."), ".shortcut."),
+    (re.compile(r"\.downsample\.1\."), ".shortcut.norm."),
+)
+
+
+class SSTCheckpointer(DetectionCheckpointer):
+    """Detectron2's checkpointer with the rules of docs/DESIGN.md.
+
+    Args:
+        model: the network.
+        save_dir: folder of the checkpoints.
+        save_to_disk: None: on the main process only.
+        config: the configuration as YAML text, kept in every checkpoint.
+        checkpointables: objects with ``state_dict`` that are saved along.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        save_dir: str = "",
+        *,
+        save_to_disk: bool | None = None,
+        config: str = "",
+        **checkpointables: Any,
+    ) -> None:
+        super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
+        self._config = config
+        self._strict = True
+
+    def save(self, name: str, tag_last: bool = True, **kwargs: Any) -> None:
+        """Write ``<save_dir>/<name>.pth``; an interrupted write leaves the old files.
+
+        Args:
+            name: of the file, without its ending.
+            tag_last: make it the checkpoint that a resumed run goes on from.
+            kwargs: further plain data to keep.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        data = {"model": self.model.state_dict()}
+        data.update({key: checkpointable.state_dict() for key, checkpointable in self.checkpointables.items()})
+        data.update(
+            label_domains=[domain.to_dict() for domain in self.model.domains.values()],
+            config=self._config,
+            sst_format=SST_FORMAT,
+            **kwargs,
+        )
+        path = os.path.join(self.save_dir, f"{name}.pth")
+        self.logger.info("Saving checkpoint to %s", path)
+        torch.save(data, f"{path}.partial")
+        os.replace(f"{path}.partial", path)
+        if tag_last:
+            self.tag_last_checkpoint(os.path.basename(path))
+
+    def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
+        """Load a checkpoint of this very network: every key must be there and fit.
+
+        Keys of the training-only branch (``auxiliary.``) are dropped where the model has none.
+
+        Args:
+            path: file or URL; "": nothing is loaded.
+            checkpointables: names of those to restore; None: all.
+
+        Raises:
+            SSTCheckpointError: the file cannot be had or read, or does not fit; the message says what differs.
+        """
+        return self._load(path, checkpointables, strict=True)
+
+    def load_start(self, path: str) -> dict[str, Any]:
+        """Load weights to start a new training from: another network of ours, or a backbone alone.
+
+        Heads and training-only parts may differ; a backbone-only file must fill the whole backbone.
+
+        Raises:
+            SSTCheckpointError: as `load`.
+        """
+        return self._load(path, [], strict=False)
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """`load` the last checkpoint of ``save_dir`` if ``resume`` and there is one, else `load_start` from ``path``."""
+        if resume and self.has_checkpoint():
+            return self.load(self.get_checkpoint_file())
+        return self.load_start(path)
+
+    def _load(self, path: str, checkpointables: list[str] | None, strict: bool) -> dict[str, Any]:
+        if not path:
+            self.logger.info("MODEL.WEIGHTS is empty: the network starts from random weights")
+            return {}
+        self._strict = strict
+        local = self._local_path(path)
+        try:
+            return super().load(local, checkpointables)
+        except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as reason:
+            if isinstance(reason, SSTCheckpointError):
+                raise
+            first_line = str(reason).strip().splitlines()[0] if str(reason).strip() else type(reason).__name__
+            raise SSTCheckpointError(
+                f"{path}: cannot be read as a checkpoint ({first_line}).\nThe file is damaged, cut off or of another "
+                "program; take another checkpoint, or fetch it again"
+            ) from reason
+
+    def _local_path(self, path: str) -> str:
+        remedy = (
+            "check the path; or fetch the file on a machine with access and set MODEL.WEIGHTS to it; or set "
+            "MODEL.WEIGHTS '' to start from random weights"
+        )
+        try:
+            local = self.path_manager.get_local_path(path)
+        except (OSError, URLError, ValueError, KeyError) as reason:
+            raise SSTCheckpointError(f"{path}: the weights cannot be had ({reason}); {remedy}") from reason
+        if not os.path.isfile(local):
+            raise SSTCheckpointError(f"{path}: there is no such file; {remedy}")
+        return local
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        """Read without executing anything that the file holds."""
+        if filename.endswith(".pkl"):
+            with open(filename, "rb") as stream:
+                loaded = _ArrayUnpickler(stream, encoding="latin1").load()
+        else:
+            loaded = torch.load(filename, map_location="cpu", weights_only=True)
+        if not isinstance(loaded, dict):
+            raise SSTCheckpointError(f"{filename}: holds a {type(loaded).__name__}; a dict of weights is expected")
+        return dict(loaded) if "model" in loaded else {"model": loaded}
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> None:
+        weights = _our_names({key: torch.as_tensor(value) for key, value in checkpoint.pop("model").items()})
+        own = self.model.state_dict()
+        if not any(key.startswith("auxiliary.") for key in own):
+            dropped = [key for key in weights if key.startswith("auxiliary.")]
+            if dropped:
+                self.logger.info("the checkpoint's training-only branch (%d tensors) is not needed and left out", len(dropped))
+            weights = {key: value for key, value in weights.items() if key not in set(dropped)}
+        differences = _compare(weights, own)
+        backbone_only = all(key.startswith("backbone.") for key in weights)
+        allowed = () if self._strict else _DOMAIN_PARTS
+        wrong = [
+            row
+            for row in differences
+            if not row[1].startswith(allowed)
+            and not (backbone_only and not self._strict and row[0] == "missing" and not row[1].startswith("backbone."))
+        ]
+        matched = len(own) - sum(row[0] != "unexpected" for row in differences)
+        self._report(differences, matched, len(own))
+        if wrong or not matched:
+            raise SSTCheckpointError(_explain(wrong, matched, self._strict))
+        if self._strict:
+            self._check_domains(checkpoint)
+        fitting = {key: value for key, value in weights.items() if key in own and value.shape == own[key].shape}
+        self.model.load_state_dict(fitting, strict=False)
+
+    def _report(self, differences: list[tuple[str, str, str]], matched: int, total: int) -> None:
+        self.logger.info("%d of %d tensors of the network are in the checkpoint", matched, total)
+        if differences and comm.is_main_process():
+            table = tabulate(_grouped(differences), headers=["difference", "part", "tensors", "example"])
+            self.logger.info("what differs:\n%s", table)
+
+    def _check_domains(self, checkpoint: Mapping[str, Any]) -> None:
+        for record in checkpoint.get("label_domains", []):
+            domain = LabelDomain.from_dict(record, "the checkpoint")
+            own = self.model.domains.get(domain.name)
+            if own is not None and own != domain:
+                raise SSTCheckpointError(
+                    f"label domain '{domain.name}' differs between the checkpoint and {own.source}; "
+                    "the weights belong to the checkpoint's classes. Give your domain another name"
+                )
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Reads arrays in plain containers, the form of Detectron2's model zoo; whatever else a file asks for is refused."""
+
+    _ALLOWED = frozenset(
+        {
+            ("collections", "OrderedDict"),
+            ("_codecs", "encode"),
+            ("numpy", "ndarray"),
+            ("numpy", "dtype"),
+            ("numpy.core.multiarray", "_reconstruct"),
+            ("numpy.core.multiarray", "scalar"),
+            ("numpy._core.multiarray", "_reconstruct"),
+            ("numpy._core.multiarray", "scalar"),
+        }
+    )
+
+    def find_class(self, module: str, name: str) -> Any:
+        """The few constructors that arrays need."""
+        if (module, name) not in self._ALLOWED:
+            raise SSTCheckpointError(
+                f"the file asks to load {module}.{name}; only arrays in plain containers are read from a .pkl file, "
+                "since others can execute code. Convert the weights to a .pth file of tensors"
+            )
+        if name in ("_reconstruct", "scalar"):
+            # NumPy 1 and 2 name this module differently.
+            module = np.ndarray.__reduce__(np.zeros(0))[0].__module__
+        return super().find_class(module, name)
+
+
+def _our_names(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Give the tensors of torchvision's and Detectron2's ResNets the names of our backbone; others keep theirs."""
+    weights = {key.removeprefix("module."): value for key, value in weights.items()}
+    ours = any(key.startswith(("backbone.", "decoder.", "heads.")) for key in weights)
+    renamed = {}
+    for key, value in weights.items():
+        if not ours:
+            if _IGNORED.search(key):
+                continue
+            if "layer1.0.conv1.weight" in weights:
+                for pattern, replacement in _TORCHVISION_RESNET:
+                    key = pattern.sub(replacement, key)
+            key = f"backbone.{key}"
+        renamed[key] = value
+    return renamed
+
+
+def _compare(weights: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> list[tuple[str, str, str]]:
+    """Rows (kind of difference, key, shapes)."""
+    rows = [("missing", key, str(tuple(value.shape))) for key, value in own.items() if key not in weights]
+    rows += [("unexpected", key, str(tuple(value.shape))) for key, value in weights.items() if key not in own]
+    rows += [
+        ("other shape", key, f"{tuple(value.shape)} instead of {tuple(own[key].shape)}")
+        for key, value in weights.items()
+        if key in own and value.shape != own[key].shape
+    ]
+    return rows
+
+
+def _grouped(differences: list[tuple[str, str, str]]) -> list[tuple[str, str, int, str]]:
+    groups: dict[tuple[str, str], list[str]] = {}
+    for kind, key, shapes in differences:
+        groups.setdefault((kind, ".".join(key.split(".")[:2])), []).append(f"{key} {shapes}")
+    return [(kind, part, len(rows), rows[0]) for (kind, part), rows in groups.items()]
+
+
+def _explain(wrong: list[tuple[str, str, str]], matched: int, strict: bool) -> str:
+    lines = [f"{kind}: {example} ({count} of {part})" for kind, part, count, example in _grouped(wrong)]
+    shown = "\n  ".join(lines[:6] + ([f"… and {len(lines) - 6} more parts"] if len(lines) > 6 else []))
+    if not matched:
+        return f"nothing of the checkpoint fits the network; it belongs to another one. Differences:\n  {shown}"
+    remedy = (
+        "Evaluation, prediction and --resume need the checkpoint of this very configuration"
+        if strict
+        else "A start from other weights needs the same backbone and decoder, or a file of the backbone alone"
+    )
+    return f"the checkpoint does not fit the network:\n  {shown}\n{remedy}"

@@ -1,0 +1,121 @@
+"""`launch`: start a function in one process or in several, on GPUs or on the CPU.
+
+Detectron2 0.5 refuses several processes without a GPU, and its releases differ in how they set up local groups.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from detectron2.utils import comm
+
+from sst_d2.errors import SSTConfigError, SSTError
+
+
+def launch(
+    main: Callable[..., Any],
+    num_processes: int,
+    num_machines: int = 1,
+    machine_rank: int = 0,
+    dist_url: str = "auto",
+    args: tuple = (),
+) -> None:
+    """Run ``main(*args)`` in ``num_processes`` processes on each of ``num_machines`` machines.
+
+    Each process has one GPU where torch sees GPUs (backend NCCL), else all share the CPU (backend Gloo).
+
+    Args:
+        main: an importable function.
+        num_processes: on this machine; 0 counts as 1.
+        num_machines: machines in all; each calls `launch` with its own ``machine_rank``.
+        machine_rank: from 0.
+        dist_url: where the processes meet, e.g. "tcp://HOST:PORT"; "auto": a free port here, for one machine only.
+        args: arguments of ``main``.
+
+    Raises:
+        SSTConfigError: more processes than GPUs, or "auto" for several machines.
+        SystemExit: a process failed; it has printed its own message.
+    """
+    num_processes = max(num_processes, 1)
+    if torch.cuda.is_available() and num_processes > torch.cuda.device_count():
+        raise SSTConfigError(f"--num-gpus: {num_processes} processes for {torch.cuda.device_count()} GPUs; one GPU each")
+    if num_processes * num_machines == 1:
+        main(*args)
+        return
+    if dist_url == "auto":
+        if num_machines > 1:
+            raise SSTConfigError("--dist-url: 'auto' serves one machine; give tcp://HOST:PORT of machine 0")
+        dist_url = f"tcp://127.0.0.1:{_free_port()}"
+    try:
+        mp.start_processes(
+            _run_process,
+            args=(main, num_processes, num_machines, machine_rank, dist_url, args),
+            nprocs=num_processes,
+            start_method="spawn",
+        )
+    except mp.ProcessExitedException as reason:
+        sys.exit(reason.exit_code)
+
+
+def report_user_error(error: SSTError) -> None:
+    """Print the sentence of a user's mistake to standard error, without a traceback."""
+    text = str(error)
+    if "Original Traceback" in text:
+        # An error of a Detectron2 loader's worker arrives as text: its own sentence follows the last class name.
+        text = text.rsplit(f"{type(error).__name__}: ", 1)[-1]
+    print(f"error: {text.strip()}", file=sys.stderr)
+
+
+def _run_process(
+    local_rank: int,
+    main: Callable[..., Any],
+    num_processes: int,
+    num_machines: int,
+    machine_rank: int,
+    dist_url: str,
+    args: tuple,
+) -> None:
+    has_gpu = torch.cuda.is_available()
+    dist.init_process_group(
+        backend="nccl" if has_gpu else "gloo",
+        init_method=dist_url,
+        world_size=num_processes * num_machines,
+        rank=machine_rank * num_processes + local_rank,
+    )
+    _create_local_groups(num_processes, num_machines, machine_rank)
+    if has_gpu:
+        torch.cuda.set_device(local_rank)
+    else:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // num_processes))
+    try:
+        comm.synchronize()
+        main(*args)
+    except SSTError as error:
+        report_user_error(error)
+        sys.exit(1)
+    finally:
+        dist.destroy_process_group()
+
+
+def _create_local_groups(num_processes: int, num_machines: int, machine_rank: int) -> None:
+    if hasattr(comm, "create_local_process_group"):
+        comm.create_local_process_group(num_processes)
+        return
+    # Detectron2 0.5 keeps the group of a machine's processes in this variable, which only its own launcher sets.
+    for machine in range(num_machines):
+        group = dist.new_group(list(range(machine * num_processes, (machine + 1) * num_processes)))
+        if machine == machine_rank:
+            comm._LOCAL_PROCESS_GROUP = group
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

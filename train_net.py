@@ -1,0 +1,45 @@
+#!/usr/bin/env python
+"""Train and evaluate the human parsing network, with Detectron2's own flags.
+
+python train_net.py --config-file configs/quick_schedules/synthetic_people.yaml [--num-gpus N] [--resume] [KEY VALUE …]
+python train_net.py --config-file FILE --eval-only MODEL.WEIGHTS output/model_final.pth
+"""
+
+import argparse
+import sys
+
+import sst_d2  # noqa: F401  (registers models and data sets)
+from detectron2.engine import default_argument_parser
+from sst_d2.checkpoint import SSTCheckpointer
+from sst_d2.engine import SSTTrainer, setup
+from sst_d2.errors import SSTError
+from sst_d2.launch import launch, report_user_error
+
+
+def main(args: argparse.Namespace) -> None:
+    """Train or evaluate in one process; `launch` calls it in each."""
+    cfg = setup(args)
+    if args.eval_only:
+        model = SSTTrainer.build_model(cfg)
+        SSTCheckpointer(model, save_dir=cfg.OUTPUT_DIR).load(cfg.MODEL.WEIGHTS)
+        SSTTrainer.verify(cfg, SSTTrainer.evaluate(cfg, model))
+        return
+    trainer = SSTTrainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    trainer.train()
+
+
+if __name__ == "__main__":
+    arguments = default_argument_parser().parse_args()
+    try:
+        launch(
+            main,
+            arguments.num_gpus,
+            num_machines=arguments.num_machines,
+            machine_rank=arguments.machine_rank,
+            dist_url=arguments.dist_url,
+            args=(arguments,),
+        )
+    except SSTError as error:
+        report_user_error(error)
+        sys.exit(1)
