@@ -1,15 +1,16 @@
 #!/usr/bin/env python
 """Train and evaluate the human parsing network, with Detectron2's own flags.
 
-python train_net.py --config-file configs/quick_schedules/synthetic_people.yaml [--num-gpus N] [--resume] [KEY VALUE …]
+python train_net.py --config-file configs/quick_schedules/synthetic_people.yaml [--resume] [KEY VALUE …]
 python train_net.py --config-file FILE --eval-only MODEL.WEIGHTS output/model_final.pth
 """
 
 import argparse
 import sys
 
-import sst_d2  # noqa: F401  (registers models and data sets)
 from detectron2.engine import default_argument_parser
+
+import sst_d2  # noqa: F401  (registers models and data sets)
 from sst_d2.checkpoint import SSTCheckpointer
 from sst_d2.engine import SSTTrainer, setup
 from sst_d2.errors import SSTError
@@ -21,7 +22,7 @@ def main(args: argparse.Namespace) -> None:
     cfg = setup(args)
     if args.eval_only:
         model = SSTTrainer.build_model(cfg)
-        SSTCheckpointer(model, save_dir=cfg.OUTPUT_DIR).load(cfg.MODEL.WEIGHTS)
+        SSTCheckpointer(model, save_dir=cfg.OUTPUT_DIR).load_for_evaluation(cfg.MODEL.WEIGHTS, resume=args.resume)
         SSTTrainer.verify(cfg, SSTTrainer.evaluate(cfg, model))
         return
     trainer = SSTTrainer(cfg)

@@ -14,8 +14,11 @@ from urllib.error import URLError
 
 import numpy as np
 import torch
+import torchvision
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
+from iopath.common.file_io import PathHandler
 from tabulate import tabulate
 
 from sst_d2.errors import SSTCheckpointError
@@ -109,8 +112,22 @@ class SSTCheckpointer(DetectionCheckpointer):
         """
         return self._load(path, [], strict=False)
 
+    def load_for_evaluation(self, path: str, resume: bool = False) -> dict[str, Any]:
+        """`load` the last checkpoint of ``save_dir`` if ``resume`` and there is one, else ``path``.
+
+        Raises:
+            SSTCheckpointError: as `load`, or there is nothing to load: random weights are not worth a score.
+        """
+        if resume and self.has_checkpoint():
+            path = self.get_checkpoint_file()
+        if not path:
+            raise SSTCheckpointError(
+                "MODEL.WEIGHTS is empty; evaluation needs a checkpoint: MODEL.WEIGHTS output/…/model_final.pth"
+            )
+        return self.load(path, checkpointables=[])
+
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
-        """`load` the last checkpoint of ``save_dir`` if ``resume`` and there is one, else `load_start` from ``path``."""
+        """`load` the last checkpoint of ``save_dir`` if ``resume`` and there is one, else `load_start` ``path``."""
         if resume and self.has_checkpoint():
             return self.load(self.get_checkpoint_file())
         return self.load_start(path)
@@ -139,6 +156,8 @@ class SSTCheckpointer(DetectionCheckpointer):
         )
         try:
             local = self.path_manager.get_local_path(path)
+        except SSTCheckpointError:
+            raise
         except (OSError, URLError, ValueError, KeyError) as reason:
             raise SSTCheckpointError(f"{path}: the weights cannot be had ({reason}); {remedy}") from reason
         if not os.path.isfile(local):
@@ -162,7 +181,9 @@ class SSTCheckpointer(DetectionCheckpointer):
         if not any(key.startswith("auxiliary.") for key in own):
             dropped = [key for key in weights if key.startswith("auxiliary.")]
             if dropped:
-                self.logger.info("the checkpoint's training-only branch (%d tensors) is not needed and left out", len(dropped))
+                self.logger.info(
+                    "the checkpoint's training-only branch (%d tensors) is not needed and left out", len(dropped)
+                )
             weights = {key: value for key, value in weights.items() if key not in set(dropped)}
         differences = _compare(weights, own)
         backbone_only = all(key.startswith("backbone.") for key in weights)
@@ -199,8 +220,28 @@ class SSTCheckpointer(DetectionCheckpointer):
                 )
 
 
+class _TorchvisionWeights(PathHandler):
+    """``torchvision://resnet50``: torchvision's ImageNet weights of that network (RGB), fetched once and kept."""
+
+    PREFIX = "torchvision://"
+
+    def _get_supported_prefixes(self) -> list[str]:
+        return [self.PREFIX]
+
+    def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
+        name = path.removeprefix(self.PREFIX)
+        try:
+            weights = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"]
+        except (KeyError, ValueError) as reason:
+            raise SSTCheckpointError(f"{path}: torchvision has no ImageNet weights of a network '{name}'") from reason
+        return PathManager.get_local_path(weights.url, force=force)
+
+
+PathManager.register_handler(_TorchvisionWeights(), allow_override=True)
+
+
 class _ArrayUnpickler(pickle.Unpickler):
-    """Reads arrays in plain containers, the form of Detectron2's model zoo; whatever else a file asks for is refused."""
+    """Reads arrays in plain containers, the form of Detectron2's model zoo, and refuses the rest."""
 
     _ALLOWED = frozenset(
         {

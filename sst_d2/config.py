@@ -65,7 +65,7 @@ def _model_node() -> CN:
             "DOMAINS": [],
             # The domain of inputs that name none; "": the first of DOMAINS.
             "DEFAULT_DOMAIN": "",
-            # Deformable-attention encoder over strides 8, 16 and 32 (six layers as in Mask2Former, A2 in docs/DESIGN.md).
+            # Deformable-attention encoder over strides 8, 16 and 32, as in Mask2Former (A2 in docs/DESIGN.md).
             "PIXEL_DECODER": {
                 "LAYERS": 6,
                 "HEADS": 8,
@@ -101,14 +101,18 @@ def merge_config(cfg: CN, config_file: str, opts: Sequence[str]) -> str | None:
         SSTConfigError: the file cannot be read, a key is unknown (similar ones are named), or a value does not fit.
     """
     if not config_file:
-        raise SSTConfigError("--config-file is missing; give a YAML file, e.g. configs/quick_schedules/synthetic_people.yaml")
+        raise SSTConfigError(
+            "--config-file is missing; give a YAML file, e.g. configs/quick_schedules/synthetic_people.yaml"
+        )
     cfg.MODEL.DEVICE = ""
     known = _key_names(cfg)
     try:
         cfg.merge_from_file(config_file, allow_unsafe=False)
         cfg.merge_from_list(list(opts))
     except FileNotFoundError as reason:
-        raise SSTConfigError(f"--config-file: there is no file {reason.filename}; the project's own lie below configs/") from reason
+        raise SSTConfigError(
+            f"--config-file: there is no file {reason.filename}; the project's own lie below configs/"
+        ) from reason
     except OSError as reason:
         raise SSTConfigError(f"--config-file: {config_file} cannot be read ({reason})") from reason
     except KeyError as reason:
@@ -134,7 +138,9 @@ def resolve_device(cfg: CN) -> str | None:
         if cfg.MODEL.DEVICE == "cpu":
             return "torch sees no GPU: running on the CPU (MODEL.DEVICE cpu)"
     elif cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        raise SSTConfigError(f"MODEL.DEVICE: '{cfg.MODEL.DEVICE}', but torch sees no GPU; leave the key out or set it to cpu")
+        raise SSTConfigError(
+            f"MODEL.DEVICE: '{cfg.MODEL.DEVICE}', but torch sees no GPU; leave the key out or set it to cpu"
+        )
     return None
 
 
@@ -167,4 +173,8 @@ def _unknown_key(message: str, known: list[str]) -> str:
     """Detectron2's message, and the keys that look like the wrong one."""
     key = message.rsplit(": ", 1)[-1]
     similar = difflib.get_close_matches(key, known, n=3)
-    return f"{message}; did you mean {' or '.join(similar)}?" if similar else f"{message}; see sst_d2/config.py for the project's keys"
+    return (
+        f"{message}; did you mean {' or '.join(similar)}?"
+        if similar
+        else f"{message}; see sst_d2/config.py for the project's keys"
+    )

@@ -22,7 +22,7 @@ from detectron2.utils.logger import setup_logger
 from torch.nn.parallel import DistributedDataParallel
 
 from sst_d2.checkpoint import SSTCheckpointer
-from sst_d2.config import add_sst_config, merge_config, resolve_device
+from sst_d2.config import add_sst_config, merge_config
 from sst_d2.data import SSTDatasetMapper, build_sst_train_loader, register_dataset_cards
 from sst_d2.data.cards import count_images
 from sst_d2.data.loader import SSTTrainLoader, dataset_domain
@@ -53,7 +53,9 @@ def setup(args: argparse.Namespace) -> CfgNode:
     try:
         default_setup(cfg, args)
     except OSError as reason:
-        raise SSTConfigError(f"OUTPUT_DIR: '{cfg.OUTPUT_DIR}' cannot be written ({reason}); choose another folder") from reason
+        raise SSTConfigError(
+            f"OUTPUT_DIR: '{cfg.OUTPUT_DIR}' cannot be written ({reason}); choose another folder"
+        ) from reason
     setup_logger(output=cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="sst_d2")
     logging.getLogger("detectron2.engine.train_loop").addFilter(_sentence_instead_of_traceback)
     if device_note:
@@ -74,9 +76,13 @@ def check_config(cfg: CfgNode) -> None:
         dataset_domain(name, domains)
     if cfg.SOLVER.AMP.ENABLED:
         if not cfg.MODEL.DEVICE.startswith("cuda"):
-            raise SSTConfigError(f"SOLVER.AMP.ENABLED needs a GPU, and MODEL.DEVICE is '{cfg.MODEL.DEVICE}'; set it to False")
+            raise SSTConfigError(
+                f"SOLVER.AMP.ENABLED needs a GPU, and MODEL.DEVICE is '{cfg.MODEL.DEVICE}'; set it to False"
+            )
         if cfg.SOLVER.SST.AMP_DTYPE not in _AMP_TYPES:
-            raise SSTConfigError(f"SOLVER.SST.AMP_DTYPE: '{cfg.SOLVER.SST.AMP_DTYPE}'; allowed are {sorted(_AMP_TYPES)}")
+            raise SSTConfigError(
+                f"SOLVER.SST.AMP_DTYPE: '{cfg.SOLVER.SST.AMP_DTYPE}'; allowed are {sorted(_AMP_TYPES)}"
+            )
 
 
 def epochs_to_iterations(cfg: CfgNode) -> None:
@@ -92,7 +98,9 @@ def epochs_to_iterations(cfg: CfgNode) -> None:
     if epochs <= 0:
         return
     if any(not 0 < step < epochs for step in steps):
-        raise SSTConfigError(f"SOLVER.SST.EPOCH_STEPS: {list(steps)}; epochs between 0 and MAX_EPOCHS ({epochs}) are expected")
+        raise SSTConfigError(
+            f"SOLVER.SST.EPOCH_STEPS: {list(steps)}; epochs between 0 and MAX_EPOCHS ({epochs}) are expected"
+        )
     images = sum(count_images(name) for name in cfg.DATASETS.TRAIN)
     if images == 0:
         raise SSTConfigError("DATASETS.TRAIN is empty; name at least one data set")
@@ -120,9 +128,7 @@ class SSTTrainer(DefaultTrainer):
             amp_type=_AMP_TYPES[cfg.SOLVER.SST.AMP_DTYPE] if cfg.SOLVER.AMP.ENABLED else None,
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = SSTCheckpointer(
-            model, cfg.OUTPUT_DIR, config=cfg.dump(), trainer=weakref.proxy(self)
-        )
+        self.checkpointer = SSTCheckpointer(model, cfg.OUTPUT_DIR, config=cfg.dump(), trainer=weakref.proxy(self))
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
@@ -174,7 +180,9 @@ class SSTTrainer(DefaultTrainer):
     def verify(cls, cfg: CfgNode, results: dict[str, Any]) -> None:
         """Detectron2's check of ``TEST.EXPECTED_RESULTS``; with several data sets the task is "<data set>/sem_seg"."""
         if cfg.TEST.EXPECTED_RESULTS and comm.is_main_process():
-            by_task = OrderedDict((f"{name}/{task}", metrics) for name, tasks in results.items() for task, metrics in tasks.items())
+            by_task = OrderedDict(
+                (f"{name}/{task}", metrics) for name, tasks in results.items() for task, metrics in tasks.items()
+            )
             if len(results) == 1:
                 by_task.update(next(iter(results.values())))
             verify_results(cfg, by_task)
@@ -274,7 +282,11 @@ class _Step(SimpleTrainer):
             # A sum over the processes is not finite where one value is not: all of them stop together.
             torch.distributed.all_reduce(values)
         if not torch.isfinite(values).all():
-            terms = [f"{name} is {value:g}" for name, value in zip(losses, values.tolist(), strict=True) if not math.isfinite(value)]
+            terms = [
+                f"{name} is {value:g}"
+                for name, value in zip(losses, values.tolist(), strict=True)
+                if not math.isfinite(value)
+            ]
             raise SSTNumericError(
                 f"iteration {self.iter}: {', '.join(terms)}. The weights were not changed by this iteration. "
                 "Go on from the last checkpoint with a lower SOLVER.BASE_LR, or with SOLVER.CLIP_GRADIENTS"

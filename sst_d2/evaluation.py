@@ -61,8 +61,7 @@ def confusion_matrix(
     strange = [i for i in np.flatnonzero(counts.any(axis=1)).tolist() if i >= num_classes and i != ignore_label]
     if strange:
         raise SSTDataError(
-            f"ground truth: the ids {strange} are not allowed; allowed are 0 to {num_classes - 1} and {ignore_label} "
-            "(ignore)"
+            f"ground truth: the ids {strange}; allowed are 0 to {num_classes - 1} and {ignore_label} (ignore)"
         )
     return counts[:num_classes].astype(np.int64)
 
@@ -168,16 +167,15 @@ class SSTSemSegEvaluator(DatasetEvaluator):
             truth = self._ground_truth_of(record)
             if tuple(logits.shape[1:]) != truth.shape:
                 raise SSTDataError(
-                    f"data set '{self._dataset_name}', {record.get('file_name')}: the logits have {logits.shape[1]} x "
-                    f"{logits.shape[2]} pixels (height x width) and the label map {truth.shape[0]} x {truth.shape[1]}; "
-                    "the model must answer in the size of its input's `height` and `width`, the label map's own"
+                    f"{self._place(record)}: the logits have {logits.shape[1]} x {logits.shape[2]} pixels (height x "
+                    f"width) and the label map {truth.shape[0]} x {truth.shape[1]}; the model must answer in the size "
+                    "of its input's `height` and `width`, the label map's own"
                 )
             prediction, finite = _most_likely(logits)
             if not finite:
                 raise SSTDataError(
-                    f"data set '{self._dataset_name}', {record.get('file_name')}: the logits hold NaN or infinite values; "
-                    "the weights have diverged or the checkpoint is damaged: check the loss of the training run, or "
-                    "evaluate an earlier checkpoint"
+                    f"{self._place(record)}: the logits hold NaN or infinite values; the weights have diverged or the "
+                    "checkpoint is damaged: check the loss of the training run, or evaluate an earlier checkpoint"
                 )
             self._confusion += confusion_matrix(prediction, truth, self._domain.num_classes, self._domain.ignore_label)
             self._images.append(f"{record.get('image_id')} {record.get('file_name')}")
@@ -202,8 +200,7 @@ class SSTSemSegEvaluator(DatasetEvaluator):
             images = [image for part in parts for image in part[1]]
         if not images:
             raise SSTDataError(
-                f"data set '{self._dataset_name}': not one image was evaluated; check that the data set is not empty "
-                "and that `process` was called"
+                f"data set '{self._dataset_name}': not one image was evaluated; check that it has images"
             )
         if self._distributed and not comm.is_main_process():
             return None
@@ -215,10 +212,13 @@ class SSTSemSegEvaluator(DatasetEvaluator):
             self._write_json(results, confusion, len(images))
         return OrderedDict(sem_seg=results)
 
+    def _place(self, record: Mapping[str, Any]) -> str:
+        """Data set and image, for messages."""
+        return f"data set '{self._dataset_name}', {record.get('file_name')}"
+
     def _logits_of(self, record: Mapping[str, Any], output: Mapping[str, Any]) -> torch.Tensor:
         """The (K, H, W) logits of the data set's domain, checked."""
-        domain = self._domain
-        where = f"data set '{self._dataset_name}', {record.get('file_name')}"
+        domain, where = self._domain, self._place(record)
         if "sem_seg_by_domain" in output:
             by_domain = output["sem_seg_by_domain"]
             if domain.name not in by_domain:
@@ -257,7 +257,7 @@ class SSTSemSegEvaluator(DatasetEvaluator):
         if "remapped_label_file_name" in record and remap is not None:
             return read_label_map(record["remapped_label_file_name"], self._domain, remap=remap)
         raise SSTDataError(
-            f"data set '{self._dataset_name}', {record.get('file_name')}: no label map is named; evaluation needs "
+            f"{self._place(record)}: no label map is named; evaluation needs "
             "`sem_seg_file_name`, or `remapped_label_file_name` with `label_remap`, in the dataset dict"
         )
 
@@ -265,11 +265,8 @@ class SSTSemSegEvaluator(DatasetEvaluator):
         doubles = [image for image, count in Counter(images).items() if count > 1]
         if doubles:
             self._logger.warning(
-                "Data set '%s': %d images were counted more than once (first: %s). A sampler that pads does this; "
-                "Detectron2's InferenceSampler does not.",
-                self._dataset_name,
-                len(doubles),
-                doubles[0],
+                "Data set '%s': %d images were counted more than once (first: %s): does the sampler pad?",
+                *(self._dataset_name, len(doubles), doubles[0]),
             )
 
     def _log_table(self, scores: Mapping[str, Any], num_images: int) -> None:
@@ -318,13 +315,13 @@ def _domain_of_dataset(dataset_name: str) -> LabelDomain:
             f"Write a dataset card for it, or call MetadataCatalog.get('{dataset_name}').set(label_domain=...)"
         )
     domain = get_label_domain(name)
-    for field, expected in (("stuff_classes", list(domain.classes)), ("ignore_label", domain.ignore_label)):
-        value = metadata.get(field, expected)
-        if (list(value) if field == "stuff_classes" else value) != expected:
-            raise SSTConfigError(
-                f"data set '{dataset_name}': its metadata give {field} = {value}, its label domain '{domain.name}' has "
-                f"{expected}; both must agree: name the domain that the label files follow"
-            )
+    record = (list(domain.classes), domain.ignore_label)
+    stated = (list(metadata.get("stuff_classes", record[0])), metadata.get("ignore_label", record[1]))
+    if stated != record:
+        raise SSTConfigError(
+            f"data set '{dataset_name}': its metadata give stuff_classes and ignore_label {stated}, its label domain "
+            f"'{domain.name}' has {record}; both must agree: name the domain that the label files follow"
+        )
     return domain
 
 
@@ -333,9 +330,7 @@ def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as reason:
-        raise SSTConfigError(
-            f"output_dir {folder}: cannot be made ({reason.strerror}); give another folder"
-        ) from reason
+        raise SSTConfigError(f"output_dir {folder}: cannot be made ({reason.strerror}); give another") from reason
 
 
 def _most_likely(logits: torch.Tensor) -> tuple[np.ndarray, bool]:
@@ -377,11 +372,12 @@ def _prediction_path(folder: Path, record: Mapping[str, Any]) -> Path:
 
 def _flat_results(scores: Mapping[str, Any], domain: LabelDomain) -> dict[str, float]:
     """The scores under the keys of Detectron2's `SemSegEvaluator`, in its order."""
-    results = {"mIoU": scores["mIoU"], "fwIoU": scores["fwIoU"]}
-    results.update({f"IoU-{name}": value for name, value in zip(domain.classes, scores["IoU"].tolist(), strict=True)})
-    results.update({"mACC": scores["mACC"], "pACC": scores["pACC"]})
-    results.update({f"ACC-{name}": value for name, value in zip(domain.classes, scores["ACC"].tolist(), strict=True)})
-    return results
+
+    def per_class(key: str) -> dict[str, float]:
+        return {f"{key}-{name}": float(value) for name, value in zip(domain.classes, scores[key], strict=True)}
+
+    first, second = ({key: scores[key] for key in keys} for keys in (("mIoU", "fwIoU"), ("mACC", "pACC")))
+    return {**first, **per_class("IoU"), **second, **per_class("ACC")}
 
 
 def _caption(scores: Mapping[str, Any]) -> str:

@@ -35,7 +35,9 @@ def expand_path(path: str | os.PathLike, base: Path | None = None, error: type[S
         name = match.group(1)
         value = os.environ.get(name) or _DEFAULT_VARIABLES.get(name)
         if value is None:
-            raise error(f"path '{text}': the environment variable {name} is not set; set it: export {name}=/your/folder")
+            raise error(
+                f"path '{text}': the environment variable {name} is not set; set it: export {name}=/your/folder"
+            )
         return value
 
     expanded = Path(_VARIABLE.sub(value_of, text)).expanduser()
@@ -66,7 +68,9 @@ def read_yaml_mapping(
     except (yaml.YAMLError, UnicodeDecodeError) as reason:
         raise error(f"{path}: is not a YAML file: {reason}") from reason
     if not isinstance(record, dict):
-        raise error(f"{path}: holds a {type(record).__name__}; a mapping with the fields {sorted(required)} is expected")
+        raise error(
+            f"{path}: holds a {type(record).__name__}; a mapping with the fields {sorted(required)} is expected"
+        )
     required, allowed = list(required), {*required, *optional}
     missing = [field for field in required if field not in record]
     strange = [str(field) for field in record if field not in allowed]

@@ -45,7 +45,9 @@ def launch(
     """
     num_processes = max(num_processes, 1)
     if torch.cuda.is_available() and num_processes > torch.cuda.device_count():
-        raise SSTConfigError(f"--num-gpus: {num_processes} processes for {torch.cuda.device_count()} GPUs; one GPU each")
+        raise SSTConfigError(
+            f"--num-gpus: {num_processes} processes for {torch.cuda.device_count()} GPUs; one GPU each"
+        )
     if num_processes * num_machines == 1:
         main(*args)
         return

@@ -139,7 +139,9 @@ def read_dataset_cards(path: str | os.PathLike) -> list[DatasetCard]:
     remap = record.get("remap")
     if remap is not None:
         if not isinstance(remap, dict) or not remap:
-            raise DatasetCardError(f"{path}: field 'remap': {remap!r}; a mapping from file ids to domain ids is expected")
+            raise DatasetCardError(
+                f"{path}: field 'remap': {remap!r}; a mapping from file ids to domain ids is expected"
+            )
         try:
             check_remap(remap, domain)
         except SSTDataError as reason:
@@ -257,7 +259,7 @@ def _card_of_split(record: Mapping[str, Any], split: str | None, domain: LabelDo
 
 
 def _image_size(path: str) -> tuple[int, int] | None:
-    """(height, width) as the image is shown, that is after its EXIF orientation; None where the header is unreadable."""
+    """(height, width) as the image is shown, upright by its EXIF tag; None where the header is unreadable."""
     try:
         with Image.open(path) as image:
             width, height = image.size

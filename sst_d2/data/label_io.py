@@ -44,6 +44,8 @@ def read_label_map(
             f"{path}: the label map has {labels.shape[0]} x {labels.shape[1]} pixels (height x width) and its image "
             f"{size[0]} x {size[1]}; both must agree"
         )
+    if remap is None and labels.size and labels.max() < domain.num_classes:
+        return labels  # the usual case, at half the time
     table = _id_table(domain, remap)
     mapped = table[labels]
     if (mapped < 0).any():
@@ -67,7 +69,11 @@ def check_remap(remap: Mapping[int, int], domain: LabelDomain) -> None:
         SSTDataError: naming the entry and what is allowed.
     """
     for source, target in remap.items():
-        if not _is_id(source) or not _is_id(target) or not (target < domain.num_classes or target == domain.ignore_label):
+        if (
+            not _is_id(source)
+            or not _is_id(target)
+            or not (target < domain.num_classes or target == domain.ignore_label)
+        ):
             raise SSTDataError(
                 f"remap entry {source!r}: {target!r}: sources are ids from 0 to 255; targets are ids of label domain "
                 f"'{domain.name}', 0 to {domain.num_classes - 1}, or {domain.ignore_label} (ignore)"
@@ -126,7 +132,7 @@ def read_sample_labels(
     path = sample.get("sem_seg_file_name") or sample.get("remapped_label_file_name")
     if path is None:
         raise SSTDataError(
-            f"{sample.get('file_name', 'a dataset dict')}: no label file is named; the key 'sem_seg_file_name' is needed "
-            "for training and evaluation (a card's `labels` gives it)"
+            f"{sample.get('file_name', 'a dataset dict')}: no label file is named; the key "
+            "'sem_seg_file_name' is needed for training and evaluation (a card's `labels` gives it)"
         )
     return read_label_map(path, domain, size, sample.get("label_remap"))

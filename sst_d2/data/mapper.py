@@ -103,12 +103,10 @@ class SSTDatasetMapper:
 
 
 def build_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
-    """The paper's augmentation for training: random scale, crop with padding, mirror (``INPUT.SST``, ``INPUT.RANDOM_FLIP``)."""
+    """The paper's augmentations: random scale, crop with padding, mirror (``INPUT.SST``, ``INPUT.RANDOM_FLIP``)."""
     mirror = {"none": 0.0, "horizontal": 0.5}
     if cfg.INPUT.RANDOM_FLIP not in mirror:
-        raise SSTConfigError(
-            f"INPUT.RANDOM_FLIP: '{cfg.INPUT.RANDOM_FLIP}'; allowed are {sorted(mirror)}: people are not turned upside down"
-        )
+        raise SSTConfigError(f"INPUT.RANDOM_FLIP: '{cfg.INPUT.RANDOM_FLIP}'; allowed are {sorted(mirror)}")
     return [
         RandomScale(tuple(cfg.INPUT.SST.SCALE_RANGE), cfg.INPUT.SST.SCALE_PER_AXIS),
         RandomCropPad(tuple(cfg.INPUT.SST.CROP_SIZE)),

@@ -105,14 +105,16 @@ def build_sampler(
         return PositionalSampler(pools, range(len(pools)), seed)
     if name == "weighted":
         if len(weights) != len(domains) or not all(weight > 0 for weight in weights):
-            raise ValueError(f"weights {list(weights)} for the domains {list(domains)}; one positive number each is expected")
+            raise ValueError(
+                f"weights {list(weights)} for the domains {list(domains)}; one positive number each is expected"
+            )
         shares = [weight for domain, weight in zip(domains, weights, strict=True) if domain in present]
         return PositionalSampler(pools, _spread(shares), seed)
     raise ValueError(f"unknown sampler '{name}'; known: {', '.join(SAMPLER_NAMES)}")
 
 
 def _spread(shares: Sequence[float]) -> np.ndarray:
-    """An order of pools in which pool i has its share of the places, evenly spread: the most overdue pool comes next."""
+    """An order of pools in which pool i has its share of the places: the most overdue pool comes next."""
     goal = np.asarray(shares, dtype=np.float64) / np.sum(shares)
     counts = np.zeros(len(goal))
     order = np.empty(_WEIGHTED_PERIOD, dtype=np.int64)
@@ -120,5 +122,7 @@ def _spread(shares: Sequence[float]) -> np.ndarray:
         order[place] = int(np.argmax(goal * (place + 1) - counts))
         counts[order[place]] += 1
     if (counts == 0).any():
-        raise ValueError(f"weights {list(shares)}: the smallest share is below 1 in {_WEIGHTED_PERIOD}; such a domain never comes")
+        raise ValueError(
+            f"weights {list(shares)}: the smallest share is below 1 in {_WEIGHTED_PERIOD}; such a domain never comes"
+        )
     return order

@@ -139,7 +139,9 @@ class RandomScale(Augmentation):
         factors = np.random.uniform(*self.scale_range, size=2)
         if not self.per_axis:
             factors[1] = factors[0]
-        new_height, new_width = (max(1, round(side * factor)) for side, factor in zip((height, width), factors, strict=True))
+        new_height, new_width = (
+            max(1, round(side * factor)) for side, factor in zip((height, width), factors, strict=True)
+        )
         return ResizeTransform(height, width, new_height, new_width, interp=Image.BILINEAR)
 
 
@@ -159,6 +161,7 @@ class RandomCropPad(Augmentation):
     def get_transform(self, image: np.ndarray, label_domain: LabelDomain) -> Transform:
         """Draw the place. Needs an `SSTAugInput`, which carries ``label_domain``."""
         top, left = (
-            np.random.randint(max(have - want, 0) + 1) for have, want in zip(image.shape[:2], self.crop_size, strict=True)
+            np.random.randint(max(have - want, 0) + 1)
+            for have, want in zip(image.shape[:2], self.crop_size, strict=True)
         )
         return CropPadTransform(top, left, *self.crop_size, ignore_label=label_domain.ignore_label)

@@ -113,20 +113,23 @@ class LabelDomain:
     def _check_name_and_classes(self) -> None:
         if not isinstance(self.name, str) or not _NAME.fullmatch(self.name) or self.name == "all":
             raise self._error(
-                "name", f"{self.name!r}; a word of letters, digits, '_' and '-' is expected, and 'all' means every domain"
+                "name",
+                f"{self.name!r}; a word of letters, digits, '_' and '-' is expected, and 'all' means every domain",
             )
         for position, name in enumerate(self.classes):
             if not isinstance(name, str) or not name:
                 raise self._error(
                     "classes",
-                    f"entry {position} is {name!r}, a {type(name).__name__}; class names are text: write words that YAML "
-                    'reads as something else (null, yes, on, 1) in quotes, "null"',
+                    f"entry {position} is {name!r}, a {type(name).__name__}; class names are text: write words that "
+                    'YAML reads as something else (null, yes, on, 1) in quotes, "null"',
                 )
         if not 2 <= self.num_classes <= 255:
             raise self._error("classes", f"{self.num_classes} classes; 2 to 255 are allowed")
         double = [name for name, count in Counter(self.classes).items() if count > 1]
         if double:
-            raise self._error("classes", f"'{double[0]}' occurs {self.classes.count(double[0])} times; names must differ")
+            raise self._error(
+                "classes", f"'{double[0]}' occurs {self.classes.count(double[0])} times; names must differ"
+            )
 
     def _check_colors(self) -> None:
         if len(self.colors) != self.num_classes:
@@ -134,15 +137,21 @@ class LabelDomain:
                 "colors", f"{len(self.colors)} colours for {self.num_classes} classes; one [red, green, blue] per class"
             )
         for name, color in zip(self.classes, self.colors, strict=True):
-            good = len(color) == 3 and all(isinstance(c, int) and not isinstance(c, bool) and 0 <= c <= 255 for c in color)
+            good = len(color) == 3 and all(
+                isinstance(c, int) and not isinstance(c, bool) and 0 <= c <= 255 for c in color
+            )
             if not good:
-                raise self._error("colors", f"{list(color)} of '{name}'; three whole numbers from 0 to 255 are expected")
+                raise self._error(
+                    "colors", f"{list(color)} of '{name}'; three whole numbers from 0 to 255 are expected"
+                )
 
     def _check_pairs(self, field: str, pairs: tuple[tuple[str, str], ...]) -> None:
         for pair in pairs:
             for name in pair:
                 if name not in self.classes:
-                    raise self._error(field, f"{list(pair)}: unknown class '{name}'; classes: {', '.join(self.classes)}")
+                    raise self._error(
+                        field, f"{list(pair)}: unknown class '{name}'; classes: {', '.join(self.classes)}"
+                    )
             if pair[0] == pair[1]:
                 raise self._error(field, f"{list(pair)}: a pair joins two different classes")
 

@@ -47,7 +47,7 @@ def get_label_domain(name_or_path: str | os.PathLike) -> LabelDomain:
         if text not in _built_in_names():
             known = ", ".join(known_label_domains())
             raise LabelDomainError(
-                f"unknown label domain '{text}'; known: {known}. For a domain of your own give the path of its .yaml file"
+                f"unknown label domain '{text}'; known: {known}. For your own give the path of its .yaml file"
             )
         register_label_domain(built_in)
     return _registered[text]

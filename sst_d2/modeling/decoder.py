@@ -39,7 +39,9 @@ def build_sst_decoder(cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> nn.
     name = cfg.MODEL.SST.DECODER.NAME
     known = sorted(key for key, _ in SST_DECODER_REGISTRY)
     if name not in known:
-        raise SSTConfigError(f"MODEL.SST.DECODER.NAME: '{name}' is not in SST_DECODER_REGISTRY; known: {', '.join(known)}")
+        raise SSTConfigError(
+            f"MODEL.SST.DECODER.NAME: '{name}' is not in SST_DECODER_REGISTRY; known: {', '.join(known)}"
+        )
     return SST_DECODER_REGISTRY.get(name)(cfg, input_shape)
 
 
@@ -123,10 +125,14 @@ class SSTDecoder(nn.Module):
             )
         encoder, decoder = cfg.MODEL.SST.PIXEL_DECODER, cfg.MODEL.SST.DECODER
         if len(decoder.BLOCKS) != 3:
-            raise SSTConfigError(f"MODEL.SST.DECODER.BLOCKS: {list(decoder.BLOCKS)}; three numbers, strides 16, 8, 4, expected")
+            raise SSTConfigError(
+                f"MODEL.SST.DECODER.BLOCKS: {list(decoder.BLOCKS)}; three numbers, strides 16, 8, 4, expected"
+            )
         for node, key, heads in (("PIXEL_DECODER", "HEADS", encoder.HEADS), ("DECODER", "HEADS", decoder.HEADS)):
             if heads < 1 or decoder.DIM % heads:
-                raise SSTConfigError(f"MODEL.SST.{node}.{key}: {heads} does not divide MODEL.SST.DECODER.DIM ({decoder.DIM})")
+                raise SSTConfigError(
+                    f"MODEL.SST.{node}.{key}: {heads} does not divide MODEL.SST.DECODER.DIM ({decoder.DIM})"
+                )
         if decoder.DIM % 4:
             raise SSTConfigError(f"MODEL.SST.DECODER.DIM: {decoder.DIM}; a multiple of 4 is expected")
         pixel_decoder = SSTPixelDecoder(

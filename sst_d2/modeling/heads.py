@@ -25,10 +25,14 @@ class SSTHeads(nn.ModuleDict):
     def __init__(self, in_channels: int, domains: Sequence[LabelDomain]) -> None:
         names = [domain.name for domain in domains]
         if not names or len(set(names)) != len(names):
-            raise SSTConfigError(f"MODEL.SST.DOMAINS: {names}; at least one label domain, none of them twice, is expected")
+            raise SSTConfigError(
+                f"MODEL.SST.DOMAINS: {names}; at least one label domain, none of them twice, is expected"
+            )
         taken = [name for name in names if hasattr(nn.ModuleDict, name)]
         if taken:
-            raise SSTConfigError(f"label domain '{taken[0]}': the name is an attribute of torch's modules; choose another")
+            raise SSTConfigError(
+                f"label domain '{taken[0]}': the name is an attribute of torch's modules; choose another"
+            )
         super().__init__({domain.name: nn.Conv2d(in_channels, domain.num_classes, kernel_size=1) for domain in domains})
         for conv in self.values():
             nn.init.normal_(conv.weight, std=0.01)

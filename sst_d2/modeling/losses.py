@@ -22,7 +22,9 @@ class SSTLosses:
     def __init__(self, seg_weight: float = 10.0) -> None:
         self.seg_weight = seg_weight
 
-    def segmentation(self, logits: Mapping[str, torch.Tensor], labels: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def segmentation(
+        self, logits: Mapping[str, torch.Tensor], labels: Mapping[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
         """Cross-entropy per domain (Eq. 1): the mean over the labelled pixels of *all* processes.
 
         A mean per process would weigh a pixel by what else its process holds; summed and divided by the common count,

@@ -65,7 +65,8 @@ class SST(nn.Module):
         self.default_domain = default_domain or next(iter(self.domains))
         if self.default_domain not in self.domains:
             raise SSTConfigError(
-                f"MODEL.SST.DEFAULT_DOMAIN: '{self.default_domain}' is none of MODEL.SST.DOMAINS ({', '.join(self.domains)})"
+                f"MODEL.SST.DEFAULT_DOMAIN: '{self.default_domain}' is none of MODEL.SST.DOMAINS: "
+                f"{', '.join(self.domains)}"
             )
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
@@ -74,7 +75,9 @@ class SST(nn.Module):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Read ``MODEL``."""
         if not cfg.MODEL.SST.DOMAINS:
-            raise SSTConfigError("MODEL.SST.DOMAINS is empty; name at least one label domain, e.g. [pascal_person_part]")
+            raise SSTConfigError(
+                "MODEL.SST.DOMAINS is empty; name at least one label domain, e.g. [pascal_person_part]"
+            )
         domains = [get_label_domain(reference) for reference in cfg.MODEL.SST.DOMAINS]
         backbone = build_backbone(cfg)
         decoder = build_sst_decoder(cfg, backbone.output_shape())
@@ -134,7 +137,11 @@ class SST(nn.Module):
         )
 
     def _losses(
-        self, batched_inputs: list[dict[str, Any]], images: ImageList, features: dict[int, torch.Tensor], names: list[str]
+        self,
+        batched_inputs: list[dict[str, Any]],
+        images: ImageList,
+        features: dict[int, torch.Tensor],
+        names: list[str],
     ) -> dict[str, torch.Tensor]:
         labels = self._padded_labels(batched_inputs, names, tuple(images.tensor.shape[-2:]))
         rows = {domain: [row for row, name in enumerate(names) if name == domain] for domain in self.domains}
@@ -148,16 +155,24 @@ class SST(nn.Module):
             losses.update(self.auxiliary(images=images.tensor, features=features, labels=labels, domains=names))
         return losses
 
-    def _padded_labels(self, batched_inputs: list[dict[str, Any]], names: list[str], size: tuple[int, int]) -> torch.Tensor:
+    def _padded_labels(
+        self, batched_inputs: list[dict[str, Any]], names: list[str], size: tuple[int, int]
+    ) -> torch.Tensor:
         """(B, H, W) int64: every domain's ignore label and the padding are `IGNORE`."""
         labels = torch.full((len(batched_inputs), *size), IGNORE, dtype=torch.int64, device=self.device)
         for row, (sample, name) in enumerate(zip(batched_inputs, names, strict=True)):
             own = sample["sem_seg"].to(self.device)
-            labels[row, : own.shape[0], : own.shape[1]] = own.masked_fill(own == self.domains[name].ignore_label, IGNORE)
+            labels[row, : own.shape[0], : own.shape[1]] = own.masked_fill(
+                own == self.domains[name].ignore_label, IGNORE
+            )
         return labels
 
     def _predictions(
-        self, batched_inputs: list[dict[str, Any]], images: ImageList, features: dict[int, torch.Tensor], names: list[str]
+        self,
+        batched_inputs: list[dict[str, Any]],
+        images: ImageList,
+        features: dict[int, torch.Tensor],
+        names: list[str],
     ) -> list[dict[str, Any]]:
         results = []
         for row, (sample, name) in enumerate(zip(batched_inputs, names, strict=True)):

@@ -21,7 +21,9 @@ def sine_position_encoding(height: int, width: int, dim: int, device: torch.devi
         (height * width, dim) float32 in [-1, 1], rows of the map one after the other.
     """
     if dim % 4:
-        raise ValueError(f"sine_position_encoding: dim {dim}; a multiple of 4 is expected (sine and cosine, row and column)")
+        raise ValueError(
+            f"sine_position_encoding: dim {dim}; a multiple of 4 is expected (sine and cosine, row and column)"
+        )
     frequencies = _TEMPERATURE ** (torch.arange(dim // 4, device=device, dtype=torch.float32) * 4 / dim)
     rows = _encode(height, frequencies)[:, None].expand(height, width, dim // 2)
     columns = _encode(width, frequencies)[None].expand(height, width, dim // 2)

@@ -34,7 +34,9 @@ def ms_deform_attn(
     batch, total, heads, channels = value.shape
     areas = [height * width for height, width in spatial_shapes]
     if sum(areas) != total:
-        raise ValueError(f"ms_deform_attn: the levels {list(spatial_shapes)} have {sum(areas)} pixels, value has {total}")
+        raise ValueError(
+            f"ms_deform_attn: the levels {list(spatial_shapes)} have {sum(areas)} pixels, value has {total}"
+        )
     queries, points = sampling_locations.shape[1], sampling_locations.shape[4]
     grids = (2 * sampling_locations - 1).to(value.dtype)
     sampled = []

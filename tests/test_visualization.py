@@ -1,0 +1,187 @@
+"""Promises of `sst_d2.visualization`: right colours, untouched background, readable legends, whole files."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFont
+
+from sst_d2.data.label_io import read_label_map
+from sst_d2.errors import LabelDomainError, SSTDataError
+from sst_d2.label_domains import LabelDomain, get_label_domain
+from sst_d2.visualization import (
+    CONTOUR_COLOR,
+    IGNORE_COLOR,
+    color_map,
+    legend,
+    overlay,
+    save_image,
+    save_label_png,
+    side_by_side,
+)
+
+PASCAL = get_label_domain("pascal_person_part")
+
+
+def photo(height=40, width=60):
+    return np.random.default_rng(0).integers(30, 200, (height, width, 3)).astype(np.uint8)
+
+
+def labels_with_square(height=40, width=60, identifier=2):
+    labels = np.zeros((height, width), dtype=np.int64)
+    labels[height // 4 : height // 2, width // 4 : width // 2] = identifier
+    return labels
+
+
+def colors_in(picture):
+    return {tuple(color) for color in np.unique(picture.reshape(-1, 3), axis=0).tolist()}
+
+
+def test_color_map_takes_the_domains_colours():
+    labels = np.array([[0, 1, 6, 255]])
+    assert color_map(labels, PASCAL)[0].tolist() == [[0, 0, 0], [128, 0, 0], [0, 128, 128], list(IGNORE_COLOR)]
+
+
+def test_overlay_blends_classes_and_leaves_the_background():
+    image, labels = photo(), labels_with_square()
+    before = image.copy()
+    picture = overlay(image, labels, PASCAL, alpha=0.5)
+    assert np.array_equal(image, before) and picture.dtype == np.uint8
+    inside = picture[12:18, 17:28]
+    expected = np.rint(0.5 * image[12:18, 17:28] + 0.5 * np.array(PASCAL.colors[2]))
+    assert np.abs(inside.astype(int) - expected).max() <= 1
+    assert np.array_equal(picture[25:, 35:], image[25:, 35:])
+    assert np.array_equal(overlay(image, labels, PASCAL, alpha=0), image)
+
+
+def test_background_is_known_by_name_not_by_id():
+    domain = LabelDomain("no_background", ("skin", "null"), ((9, 9, 9), (200, 0, 0)))
+    image = photo(4, 4)
+    assert np.array_equal(overlay(image, np.ones((4, 4), int), domain), image)
+    assert not np.array_equal(overlay(image, np.zeros((4, 4), int), domain), image)
+
+
+def test_contours_are_thin_and_between_classes_only():
+    picture = overlay(photo(), labels_with_square(), PASCAL)
+    white = (picture == CONTOUR_COLOR).all(axis=2)
+    assert white[10:20, 14].all() and white[10:20, 29].all() and white[9, 15:30].all() and white[19, 15:30].all()
+    assert white[12].sum() == 2 and white[:, 20].sum() == 2  # one pixel wide
+    assert not white[:9].any() and not white[20:].any()
+    assert not (overlay(photo(), np.full((40, 60), 2), PASCAL) == CONTOUR_COLOR).all(axis=2).any()
+
+
+def test_pixels_without_label_are_seen():
+    image = photo()
+    picture = overlay(image, np.full((40, 60), 255), PASCAL, alpha=1.0)
+    assert colors_in(picture) == {IGNORE_COLOR}
+
+
+@pytest.mark.parametrize(
+    ("image", "labels", "alpha", "words"),
+    [
+        (photo(), np.zeros((40, 61), int), 0.6, "40 x 60 pixels .* label map 40 x 61"),
+        (photo(), np.full((40, 60), 7), 0.6, r"ids \[7\] .*'pascal_person_part'; allowed are 0 to 6 and 255"),
+        (photo(), np.full((40, 60), -1), 0.6, r"ids \[-1\]"),
+        (photo(), np.zeros((40, 60)), 0.6, "float64.*whole numbers"),
+        (photo().astype(np.float32), np.zeros((40, 60), int), 0.6, "uint8, RGB, is expected"),
+        (photo()[..., 0], np.zeros((40, 60), int), 0.6, "uint8, RGB, is expected"),
+        (photo(), np.zeros((40, 60), int), 1.5, "alpha is 1.5; allowed are 0"),
+    ],
+)
+def test_what_does_not_fit_is_refused(image, labels, alpha, words):
+    with pytest.raises(SSTDataError, match=words):
+        overlay(image, labels, PASCAL, alpha)
+
+
+def test_legend_shows_the_classes_present_and_no_others():
+    shown = colors_in(legend(PASCAL, present_ids=[6, 2, 2]))
+    assert {PASCAL.colors[2], PASCAL.colors[6]} <= shown
+    assert not {PASCAL.colors[1], PASCAL.colors[3], PASCAL.colors[5]} & shown
+    assert set(PASCAL.colors) <= colors_in(legend(PASCAL))
+    assert IGNORE_COLOR in colors_in(legend(PASCAL, present_ids=[255]))
+    with pytest.raises(SSTDataError, match=r"legend: the ids \[8\]"):
+        legend(PASCAL, present_ids=[8])
+
+
+def test_legend_writes_names_and_wraps():
+    def ink(picture):
+        return (picture.max(axis=2) < 64).sum()
+
+    other = LabelDomain("other", ("background", "iiii"), PASCAL.colors[:2])
+    longer = LabelDomain("longer", ("background", "mmmm"), PASCAL.colors[:2])
+    assert ink(legend(longer, [1])) > ink(legend(other, [1])) > 0
+    wide, narrow = legend(PASCAL, width=600), legend(PASCAL, width=120)
+    assert wide.shape[1] == 600 and narrow.shape[0] > 3 * wide.shape[0]
+    assert legend(longer, [1], width=10).shape[1] > 40  # a name is never cut
+    assert legend(PASCAL, [1], font_size=28).shape[0] >= 2 * legend(PASCAL, [1], font_size=14).shape[0]
+    assert ink(legend(PASCAL, [1], font_size=28)) > 2 * ink(legend(PASCAL, [1], font_size=14))
+
+
+def test_legend_works_with_a_pillow_without_scalable_font(monkeypatch):
+    def old(*arguments, **options):
+        if options:
+            raise TypeError("load_default() got an unexpected keyword argument 'size'")
+        return ImageFont.load_default_imagefont()
+
+    if not hasattr(ImageFont, "load_default_imagefont"):
+        pytest.skip("this Pillow is itself the old one")
+    monkeypatch.setattr(ImageFont, "load_default", old)
+    assert PASCAL.colors[1] in colors_in(legend(PASCAL, [1]))
+
+
+def test_side_by_side_has_the_photo_and_one_overlay_per_domain():
+    image = photo(330, 400)
+    labels = {"pascal_person_part": labels_with_square(330, 400), "atr": labels_with_square(330, 400, 16)}
+    picture = side_by_side(image, labels)
+    height, width = picture.shape[:2]
+    assert width >= 3 * 400 and height > 330
+    assert np.array_equal(picture[28 : 28 + 330, 7 : 7 + 400], image)
+    for name in labels:
+        one = side_by_side(image, {name: labels[name]})
+        shown = overlay(image, labels[name], get_label_domain(name))
+        assert np.array_equal(one[28 : 28 + 330, 7 + 400 + 7 : 7 + 400 + 7 + 400], shown)
+    # swatches of both legends, below the pictures
+    assert {get_label_domain("pascal_person_part").colors[2], get_label_domain("atr").colors[16]} <= colors_in(
+        picture[365:]
+    )
+
+
+def test_small_pictures_are_enlarged_so_that_legends_can_be_read():
+    picture = side_by_side(photo(96, 64), {"pascal_person_part": labels_with_square(96, 64)})
+    assert picture.shape[0] > 320 and picture.shape[1] >= 2 * 200
+    side_by_side(photo(96, 64), {"atr": labels_with_square(96, 64, 255)})  # any mixed id between 0 and 255 is refused
+    raw = side_by_side(photo(96, 64), {"pascal_person_part": labels_with_square(96, 64)}, min_side=96)
+    assert raw.shape[0] < 200
+
+
+def test_side_by_side_refuses_what_does_not_fit():
+    with pytest.raises(SSTDataError, match="label map 41 x 60"):
+        side_by_side(photo(), {"atr": np.zeros((41, 60), int)})
+    with pytest.raises(LabelDomainError, match="unknown label domain 'nowhere'"):
+        side_by_side(photo(), {"nowhere": np.zeros((40, 60), int)})
+
+
+def test_save_image_writes_whole_files_or_none(tmp_path):
+    image, path = photo(), tmp_path / "new" / "a.PNG"
+    save_image(path, image)
+    assert np.array_equal(np.asarray(Image.open(path)), image)
+    save_image(tmp_path / "b.jpg", image)
+    assert Image.open(tmp_path / "b.jpg").format == "JPEG"
+    with pytest.raises(SSTDataError, match=r"ending '\.xyz'; use \.png"):
+        save_image(tmp_path / "c.xyz", image)
+    (tmp_path / "d.png").mkdir()
+    with pytest.raises(SSTDataError, match=r"d\.png: cannot be written"):
+        save_image(tmp_path / "d.png", image)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["b.jpg", "d.png", "new"]
+
+
+def test_label_png_keeps_ids_and_shows_colours(tmp_path):
+    labels = np.array([[0, 1, 2], [6, 255, 3]], dtype=np.uint8)
+    path = tmp_path / "labels.png"
+    save_label_png(path, labels, PASCAL)
+    with Image.open(path) as picture:
+        assert picture.mode == "P"
+        assert np.array_equal(np.asarray(picture.convert("RGB")), color_map(labels, PASCAL))
+    assert np.array_equal(read_label_map(path, PASCAL), labels)
+    with pytest.raises(SSTDataError, match=r"written as \.png"):
+        save_label_png(tmp_path / "labels.jpg", labels, PASCAL)
