@@ -29,7 +29,8 @@ def _forget_registered():
     yield
     for name in set(DatasetCatalog.list()) - names:
         DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+        if name in MetadataCatalog.list():
+            MetadataCatalog.remove(name)
     cards._registered.clear()
     cards._registered.update(known)
     registry._registered.clear()
@@ -40,7 +41,7 @@ def _forget_registered():
 def make_dataset(tmp_path):
     """A function that writes a small data set, with its card, and returns the card's path."""
 
-    def make(name, domain="atr", count=4, size=(40, 48), seed=0, **card_fields):
+    def make(name, /, domain="atr", count=4, size=(40, 48), seed=0, **card_fields):
         folder = tmp_path / name
         (folder / "images").mkdir(parents=True)
         (folder / "labels").mkdir()

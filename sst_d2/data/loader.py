@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from sst_d2.data.cards import register_dataset_cards
 from sst_d2.data.mapper import SSTDatasetMapper
 from sst_d2.data.sampler import PositionalBatchSampler, PositionalSampler, build_sampler
-from sst_d2.errors import SSTConfigError
+from sst_d2.errors import SSTConfigError, SSTDataError
 from sst_d2.label_domains import get_label_domain
 
 
@@ -62,7 +62,7 @@ class SSTTrainLoader:
         batches = PositionalBatchSampler(
             self._sampler, self._total_batch_size, comm.get_rank(), comm.get_world_size(), self.start_iteration
         )
-        yield from DataLoader(
+        loader = DataLoader(
             self._dataset,
             batch_sampler=batches,
             num_workers=self._num_workers,
@@ -71,6 +71,11 @@ class SSTTrainLoader:
             # A generator of its own: the loader's base seed would else be drawn from the global one.
             generator=torch.Generator(),
         )
+        for batch in loader:
+            for sample in batch:
+                if isinstance(sample, SSTDataError):
+                    raise sample
+            yield batch
 
 
 @configurable(from_config=lambda cfg, **kwargs: _loader_from_config(cfg, **kwargs))
@@ -161,9 +166,13 @@ class _PositionedDataset(Dataset):
     def __len__(self) -> int:
         return len(self._samples)
 
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any] | SSTDataError:
         position, index = key
-        return self._mapper({**self._samples[index], "sample_position": position})
+        try:
+            return self._mapper({**self._samples[index], "sample_position": position})
+        except SSTDataError as error:
+            # As a value: raised in a worker process, its sentence would drown in a traceback.
+            return error
 
 
 def _as_list(batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
