@@ -135,10 +135,12 @@ class SSTPixelDecoder(nn.Module):
     ) -> None:
         super().__init__()
         self.strides = sorted(in_channels)
+        # 32 groups at D = 256; never fewer than 4 channels each, since a map may have one pixel only.
+        groups = math.gcd(32, dim // 4)
         self.input_proj = nn.ModuleDict(
             {
                 str(stride): nn.Sequential(
-                    nn.Conv2d(in_channels[stride], dim, kernel_size=1), nn.GroupNorm(math.gcd(32, dim), dim)
+                    nn.Conv2d(in_channels[stride], dim, kernel_size=1), nn.GroupNorm(groups, dim)
                 )
                 for stride in self.strides
             }
