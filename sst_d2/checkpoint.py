@@ -140,9 +140,9 @@ class SSTCheckpointer(DetectionCheckpointer):
         local = self._local_path(path)
         try:
             return super().load(local, checkpointables)
+        except SSTCheckpointError as reason:
+            raise SSTCheckpointError(f"{path}: {reason}") from reason
         except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as reason:
-            if isinstance(reason, SSTCheckpointError):
-                raise
             first_line = str(reason).strip().splitlines()[0] if str(reason).strip() else type(reason).__name__
             raise SSTCheckpointError(
                 f"{path}: cannot be read as a checkpoint ({first_line}).\nThe file is damaged, cut off or of another "
@@ -172,7 +172,7 @@ class SSTCheckpointer(DetectionCheckpointer):
         else:
             loaded = torch.load(filename, map_location="cpu", weights_only=True)
         if not isinstance(loaded, dict):
-            raise SSTCheckpointError(f"{filename}: holds a {type(loaded).__name__}; a dict of weights is expected")
+            raise SSTCheckpointError(f"the file holds a {type(loaded).__name__}; a dict of weights is expected")
         return dict(loaded) if "model" in loaded else {"model": loaded}
 
     def _load_model(self, checkpoint: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -104,23 +105,20 @@ def merge_config(cfg: CN, config_file: str, opts: Sequence[str]) -> str | None:
         raise SSTConfigError(
             "--config-file is missing; give a YAML file, e.g. configs/quick_schedules/synthetic_people.yaml"
         )
+    if "://" not in config_file and not os.path.isfile(config_file):
+        raise SSTConfigError(f"--config-file: there is no file {config_file}; the project's own lie below configs/")
     cfg.MODEL.DEVICE = ""
     known = _key_names(cfg)
     try:
         cfg.merge_from_file(config_file, allow_unsafe=False)
         cfg.merge_from_list(list(opts))
-    except FileNotFoundError as reason:
-        raise SSTConfigError(
-            f"--config-file: there is no file {reason.filename}; the project's own lie below configs/"
-        ) from reason
-    except OSError as reason:
-        raise SSTConfigError(f"--config-file: {config_file} cannot be read ({reason})") from reason
-    except KeyError as reason:
-        raise SSTConfigError(_unknown_key(str(reason.args[0]), known)) from reason
-    except (ValueError, AssertionError, AttributeError, TypeError) as reason:
-        raise SSTConfigError(f"configuration {config_file} {' '.join(opts)}: {reason}") from reason
     except yaml.YAMLError as reason:
         raise SSTConfigError(f"{config_file}: is no plain YAML, the only kind that is read: {reason}") from reason
+    except (KeyError, ValueError, AssertionError, AttributeError, TypeError, OSError) as reason:
+        message = str(reason.args[0]) if isinstance(reason, KeyError) else str(reason)
+        if message.startswith("Non-existent"):
+            message = _unknown_key(message, known)
+        raise SSTConfigError(f"configuration {config_file}: {message}") from reason
     return resolve_device(cfg)
 
 

@@ -16,7 +16,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer, SimpleTrainer, TrainerBase, default_setup
 from detectron2.evaluation import DatasetEvaluator, verify_results
-from detectron2.modeling import build_model
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, build_model
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch.nn.parallel import DistributedDataParallel
@@ -64,7 +64,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
 
 
 def check_config(cfg: CfgNode) -> None:
-    """Refuse what cannot work before anything is built: domains, data sets, device, precision.
+    """Refuse what cannot work before anything is built: domains, data sets, names, device, precision.
 
     Raises:
         SSTConfigError, LabelDomainError: with the key, the value and what is allowed.
@@ -74,15 +74,19 @@ def check_config(cfg: CfgNode) -> None:
     domains = [get_label_domain(reference).name for reference in cfg.MODEL.SST.DOMAINS]
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         dataset_domain(name, domains)
-    if cfg.SOLVER.AMP.ENABLED:
-        if not cfg.MODEL.DEVICE.startswith("cuda"):
-            raise SSTConfigError(
-                f"SOLVER.AMP.ENABLED needs a GPU, and MODEL.DEVICE is '{cfg.MODEL.DEVICE}'; set it to False"
-            )
-        if cfg.SOLVER.SST.AMP_DTYPE not in _AMP_TYPES:
-            raise SSTConfigError(
-                f"SOLVER.SST.AMP_DTYPE: '{cfg.SOLVER.SST.AMP_DTYPE}'; allowed are {sorted(_AMP_TYPES)}"
-            )
+    for key, name, registry in (
+        ("MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE, META_ARCH_REGISTRY),
+        ("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME, BACKBONE_REGISTRY),
+    ):
+        if name not in registry:
+            known = ", ".join(sorted(entry for entry, _ in registry))
+            raise SSTConfigError(f"{key}: '{name}' is not registered; known: {known}")
+    if cfg.SOLVER.SST.AMP_DTYPE not in _AMP_TYPES:
+        raise SSTConfigError(f"SOLVER.SST.AMP_DTYPE: '{cfg.SOLVER.SST.AMP_DTYPE}'; allowed are {sorted(_AMP_TYPES)}")
+    if cfg.SOLVER.AMP.ENABLED and not cfg.MODEL.DEVICE.startswith("cuda"):
+        raise SSTConfigError(
+            f"SOLVER.AMP.ENABLED needs a GPU, and MODEL.DEVICE is '{cfg.MODEL.DEVICE}'; set it to False"
+        )
 
 
 def epochs_to_iterations(cfg: CfgNode) -> None:
@@ -200,6 +204,11 @@ class SSTTrainer(DefaultTrainer):
             # The writers come last, so that they write what the other hooks have put into the storage.
             standard.insert(len(standard) - 1, SaveBest(self.cfg.TEST.EVAL_PERIOD))
         return own + standard
+
+    def build_writers(self) -> list[Any]:
+        """Detectron2's writers: the console, ``metrics.json`` and TensorBoard, in ``OUTPUT_DIR``."""
+        os.makedirs(self.cfg.OUTPUT_DIR, exist_ok=True)
+        return super().build_writers()
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Go on from the last checkpoint, the order of images included, or start from ``MODEL.WEIGHTS``."""

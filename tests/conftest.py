@@ -1,6 +1,5 @@
 """Small data sets, networks and configurations for the tests; all on the CPU, all in temporary folders."""
 
-import json
 import os
 from pathlib import Path
 
@@ -89,8 +88,3 @@ def real_data(monkeypatch):
         pytest.skip("real photos: SST_REAL_DATA is not set")
     monkeypatch.setenv("SST_REAL_DATA", folder)
     return Path(folder)
-
-
-def last_metrics(folder):
-    """The last line of a run's metrics.json."""
-    return json.loads((Path(folder) / "metrics.json").read_text().splitlines()[-1])

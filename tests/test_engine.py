@@ -1,0 +1,205 @@
+"""`SSTTrainer`: it learns, resumes, evaluates, keeps the best, and stops at numbers that are none."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import tiny_cfg
+from detectron2.data import DatasetCatalog
+from detectron2.engine import DefaultPredictor
+from detectron2.evaluation import SemSegEvaluator, inference_on_dataset
+from detectron2.utils.visualizer import Visualizer
+
+from sst_d2.data import register_dataset_cards
+from sst_d2.engine import SSTTrainer, check_config, epochs_to_iterations
+from sst_d2.errors import SSTConfigError, SSTNumericError
+from sst_d2.hooks import mean_miou
+from sst_d2.visualization import color_map
+
+
+@pytest.fixture
+def cfg(make_dataset, tmp_path):
+    sets = [("p", "pascal_person_part"), ("a", "atr")]
+    cards = [str(make_dataset(name, domain=domain)) for name, domain in sets]
+    cfg = tiny_cfg(
+        domains=["pascal_person_part", "atr"],
+        DATASETS__SST__CARDS=cards,
+        DATASETS__TRAIN=("p", "a"),
+        DATASETS__TEST=("p", "a"),
+        SOLVER__MAX_ITER=4,
+        SOLVER__STEPS=(),
+        SOLVER__IMS_PER_BATCH=2,
+        OUTPUT_DIR=str(tmp_path / "out"),
+    )
+    register_dataset_cards(cards)
+    return cfg
+
+
+def train(cfg, resume=False):
+    torch.manual_seed(0)
+    trainer = SSTTrainer(cfg)
+    trainer.resume_or_load(resume)
+    return trainer, trainer.train()
+
+
+def metrics(cfg):
+    return [json.loads(line) for line in open(f"{cfg.OUTPUT_DIR}/metrics.json")]
+
+
+def losses(cfg):
+    return [line for line in metrics(cfg) if "total_loss" in line]
+
+
+def test_training_lowers_the_loss_and_evaluates_every_head(cfg):
+    cfg.SOLVER.MAX_ITER, cfg.SOLVER.BASE_LR = 60, 0.004
+    _, results = train(cfg)
+    history = losses(cfg)
+    assert history[-1]["total_loss"] < 0.9 * 10 * math.log(7 * 18)  # of guessing
+    assert set(results) == {"p", "a"} and results["p"]["sem_seg"]["mIoU"] > 0
+    assert {"loss_seg/pascal_person_part", "loss_seg/atr", "lr", "total_loss"} <= set(history[-1])
+    assert {"p/sem_seg/mIoU", "a/sem_seg/IoU-face"} <= {key for line in metrics(cfg) for key in line}
+    assert list(Path(cfg.OUTPUT_DIR).glob("events.out.tfevents*"))
+
+
+def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(cfg, tmp_path):
+    whole, _ = train(cfg)
+    cfg.OUTPUT_DIR = str(tmp_path / "in_two")
+    cfg.SOLVER.MAX_ITER = 2
+    train(cfg)
+    cfg.SOLVER.MAX_ITER = 4
+    resumed, _ = train(cfg, resume=True)
+    assert resumed.start_iter == 2
+    expected = whole.model.state_dict()
+    assert all(torch.equal(value, expected[key]) for key, value in resumed.model.state_dict().items())
+
+
+def test_without_resume_training_starts_anew(cfg):
+    train(cfg)
+    trainer = SSTTrainer(cfg)
+    trainer.resume_or_load(False)
+    assert trainer.start_iter == 0
+
+
+def test_the_best_checkpoint_is_kept_apart_from_the_last(cfg, monkeypatch):
+    scores = iter([10.0, 30.0, 20.0, 5.0])
+    cfg.TEST.EVAL_PERIOD = 1
+    monkeypatch.setattr(
+        SSTTrainer, "test", classmethod(lambda *_: {"p": {"sem_seg": {"mIoU": next(scores)}}, "a": {"sem_seg": {"mIoU": 0.0}}})
+    )
+    saves = []
+    original = torch.save
+    monkeypatch.setattr(torch, "save", lambda data, path: (saves.append((path, data["trainer"]["iteration"])), original(data, path)))
+    trainer, _ = train(cfg)
+    best = [iteration for path, iteration in saves if "model_best" in str(path)]
+    assert best == [0, 1] and (Path(cfg.OUTPUT_DIR) / "last_checkpoint").read_text() == "model_final.pth"
+    state = torch.load(Path(cfg.OUTPUT_DIR) / "model_final.pth", weights_only=True)["trainer"]["hooks"]
+    assert state["SaveBest"] == {"best": 15.0}
+
+
+def test_mean_miou_is_over_data_sets():
+    assert mean_miou({"a": {"sem_seg": {"mIoU": 1.0}}, "b": {"sem_seg": {"mIoU": 2.0}}}) == 1.5
+    assert mean_miou({}) is None
+
+
+def test_gradients_are_clipped_over_the_whole_model(cfg, monkeypatch):
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = 0.05
+    norms = []
+    original = torch.optim.AdamW.step
+
+    def step(optimizer, *args, **kwargs):
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"]]
+        norms.append(torch.stack([g.norm() for g in gradients]).norm().item())
+        return original(optimizer, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    train(cfg)
+    assert norms == pytest.approx([0.05] * 4, rel=1e-3)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_stops_training_by_name_with_finite_weights(cfg, value):
+    cfg.SOLVER.CHECKPOINT_PERIOD = 1
+    trainer = SSTTrainer(cfg)
+    trainer.resume_or_load(False)
+    original = trainer._trainer.model.losses.segmentation
+
+    def poisoned(*args):
+        terms = original(*args)
+        if trainer.iter == 2:
+            terms["loss_seg/atr"] = terms["loss_seg/atr"] * value
+        return terms
+
+    trainer._trainer.model.losses.segmentation = poisoned
+    with pytest.raises(SSTNumericError, match=r"iteration 2: loss_seg/atr is (nan|inf)\. The weights were not changed"):
+        trainer.train()
+    assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
+    assert (Path(cfg.OUTPUT_DIR) / "last_checkpoint").read_text() == "model_0000001.pth"
+    with pytest.raises(FloatingPointError):
+        raise SSTNumericError("also Detectron2's kind")
+
+
+def test_gradients_that_are_no_numbers_stop_training_too(cfg):
+    trainer = SSTTrainer(cfg)
+    trainer.model.heads["atr"].weight.register_hook(lambda grad: grad * math.nan)
+    with pytest.raises(SSTNumericError, match="the gradients are not finite"):
+        trainer.train()
+    assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
+
+
+def test_epochs_become_iterations(cfg):
+    cfg.SOLVER.SST.MAX_EPOCHS, cfg.SOLVER.SST.EPOCH_STEPS, cfg.SOLVER.IMS_PER_BATCH = 5, [2, 4], 3
+    epochs_to_iterations(cfg)
+    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS) == (15, (6, 12))  # 8 images: 3 iterations an epoch
+    cfg.SOLVER.SST.EPOCH_STEPS = [5]
+    with pytest.raises(SSTConfigError, match=r"EPOCH_STEPS: \[5\]; epochs between 0 and MAX_EPOCHS \(5\)"):
+        epochs_to_iterations(cfg)
+    cfg.SOLVER.SST.EPOCH_STEPS, cfg.DATASETS.TRAIN = [], ()
+    with pytest.raises(SSTConfigError, match="DATASETS.TRAIN is empty"):
+        epochs_to_iterations(cfg)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("SOLVER.AMP.ENABLED", True, "SOLVER.AMP.ENABLED needs a GPU, and MODEL.DEVICE is 'cpu'"),
+        ("SOLVER.SST.AMP_DTYPE", "int8", r"AMP_DTYPE: 'int8'; allowed are \['bfloat16', 'float16'\]"),
+        ("MODEL.SST.DOMAINS", ["atr"], "'p' has the label domain 'pascal_person_part', which is none of"),
+        ("MODEL.SST.DOMAINS", [], "MODEL.SST.DOMAINS is empty"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_built(cfg, key, value, message):
+    cfg.merge_from_list([key, value])
+    with pytest.raises(SSTConfigError, match=message):
+        check_config(cfg)
+
+
+def test_expected_results_are_verified_for_one_and_for_several_data_sets(cfg):
+    results = {"p": {"sem_seg": {"mIoU": 50.0}}, "a": {"sem_seg": {"mIoU": 20.0}}}
+    cfg.TEST.EXPECTED_RESULTS = [["a/sem_seg", "mIoU", 20.0, 0.1]]
+    SSTTrainer.verify(cfg, results)
+    cfg.TEST.EXPECTED_RESULTS = [["a/sem_seg", "mIoU", 25.0, 0.1]]
+    with pytest.raises(SystemExit):
+        SSTTrainer.verify(cfg, results)
+    cfg.TEST.EXPECTED_RESULTS = [["sem_seg", "mIoU", 50.0, 0.1]]
+    SSTTrainer.verify(cfg, {"p": results["p"]})
+
+
+def test_detectron2s_evaluator_predictor_and_visualizer_run_on_the_model(cfg):
+    trainer, _ = train(cfg)
+    loader = SSTTrainer.build_test_loader(cfg, "a")
+    theirs = inference_on_dataset(trainer.model, loader, SemSegEvaluator("a", distributed=False))
+    cfg.DATASETS.TEST = ("a",)
+    ours = SSTTrainer.evaluate(cfg, trainer.model)["a"]
+    assert ours["sem_seg"]["fwIoU"] == pytest.approx(theirs["sem_seg"]["fwIoU"])
+    assert ours["sem_seg"]["mACC"] == pytest.approx(theirs["sem_seg"]["mACC"])
+    cfg.MODEL.WEIGHTS = f"{cfg.OUTPUT_DIR}/model_final.pth"
+    predictor = DefaultPredictor(cfg)
+    image = torch.zeros(40, 48, 3, dtype=torch.uint8).numpy()
+    labels = predictor(image)["sem_seg"].argmax(0)
+    assert labels.shape == (40, 48)
+    drawn = Visualizer(image, predictor.metadata).draw_sem_seg(labels).get_image()
+    assert drawn.shape == (40, 48, 3)
+    assert color_map(labels.numpy(), trainer.model.domains["pascal_person_part"]).shape == (40, 48, 3)
+    assert len(DatasetCatalog.get("a")) == 4

@@ -1,0 +1,98 @@
+"""Imports run one way, and only the rooms that may read the configuration do (docs/DESIGN.md)."""
+
+import ast
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+PACKAGE = ROOT / "sst_d2"
+# What each room may import of the project, besides itself.
+BASE = {"errors", "files"}
+ALLOWED = {
+    "errors": set(),
+    "files": {"errors"},
+    "label_domains": BASE,
+    "config": BASE,
+    "data": {*BASE, "label_domains", "config"},
+    "modeling": {*BASE, "label_domains", "config"},
+    "visualization": {*BASE, "label_domains"},
+    "evaluation": {*BASE, "label_domains", "data", "visualization"},
+    "checkpoint": {*BASE, "label_domains"},
+    "optimizer": BASE,
+    "hooks": BASE,
+    "launch": BASE,
+}
+ALLOWED["engine"] = {*ALLOWED, "engine"} - {"modeling"}
+# Functions that may take the configuration, beside `from_config` and what lies in config.py, engine.py, optimizer.py.
+READERS = {"build_sst_decoder", "build_sst_resnet18_backbone", "build_augmentations", "_test_resize", "_loader_from_config"}
+
+
+def room_of(path):
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports_of(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sst_d2"):
+            names = [node.module] if node.module != "sst_d2" else [f"sst_d2.{alias.name}" for alias in node.names]
+            yield from names
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.startswith("sst_d2"))
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_run_one_way(path):
+    room = room_of(path)
+    if room == "__init__":
+        return
+    for module in imports_of(path):
+        target = (module.split(".") + [""])[1]
+        assert target == room or target in ALLOWED[room], f"{path.name} imports {module}"
+        if not path.name.startswith("__init__"):
+            assert module != "sst_d2.modeling.meta_arch", "only the package's __init__ imports meta_arch"
+
+
+def test_relative_imports_are_not_used():
+    for path in PACKAGE.rglob("*.py"):
+        levels = [node.level for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+        assert not any(levels), path
+
+
+def test_label_domains_need_the_standard_library_yaml_and_numpy_only():
+    allowed = {"sst_d2", "yaml", "numpy", *sys.stdlib_module_names}
+    for path in (PACKAGE / "label_domains").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) else []
+            assert all(name.split(".")[0] in allowed for name in names), path
+
+
+def test_only_config_readers_take_cfg():
+    for path in PACKAGE.rglob("*.py"):
+        if room_of(path) in ("config", "engine", "optimizer"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and "cfg" in [argument.arg for argument in node.args.args]:
+                assert node.name in {"from_config", *READERS}, f"{path.name}: {node.name} takes cfg"
+
+
+def test_importing_changes_no_default_of_detectron2_and_takes_no_name_twice():
+    code = (
+        "from detectron2.config import get_cfg; before = get_cfg().dump(); "
+        "import detectron2.projects.deeplab, detectron2.projects.point_rend; "
+        "import sst_d2; from sst_d2 import add_sst_config; cfg = get_cfg(); assert cfg.dump() == before; "
+        "add_sst_config(cfg); add_sst_config(cfg); "
+        "[cfg[node].pop('SST') for node in ('MODEL', 'INPUT', 'DATASETS', 'DATALOADER', 'SOLVER', 'TEST')]; "
+        "assert cfg.dump() == before; print('fine')"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.stdout.strip().endswith("fine"), result.stderr
+
+
+def test_without_detectron2_the_import_says_how_to_get_it():
+    code = "import sys; sys.modules['detectron2'] = None\nimport sst_d2"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.stderr.strip().splitlines()[-1].startswith("ImportError: sst_d2 needs Detectron2")
+    assert "tools/install_detectron2.py" in result.stderr
