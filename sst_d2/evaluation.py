@@ -21,7 +21,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from tabulate import tabulate
 
-from sst_d2.data.label_io import read_label_map
+from sst_d2.data.label_io import read_sample_labels
 from sst_d2.errors import SSTConfigError, SSTDataError
 from sst_d2.label_domains import LabelDomain, get_label_domain
 from sst_d2.visualization import save_label_png
@@ -251,15 +251,10 @@ class SSTSemSegEvaluator(DatasetEvaluator):
             if self._records is None:
                 self._records = {entry["file_name"]: entry for entry in DatasetCatalog.get(self._dataset_name)}
             record = self._records.get(record.get("file_name"), record)
-        remap = record.get("label_remap")
-        if "sem_seg_file_name" in record:
-            return read_label_map(record["sem_seg_file_name"], self._domain, remap=remap)
-        if "remapped_label_file_name" in record and remap is not None:
-            return read_label_map(record["remapped_label_file_name"], self._domain, remap=remap)
-        raise SSTDataError(
-            f"{self._place(record)}: no label map is named; evaluation needs "
-            "`sem_seg_file_name`, or `remapped_label_file_name` with `label_remap`, in the dataset dict"
-        )
+        try:
+            return read_sample_labels(record, self._domain)
+        except SSTDataError as reason:
+            raise SSTDataError(f"data set '{self._dataset_name}', {reason}") from reason
 
     def _warn_of_doubles(self, images: list[str]) -> None:
         doubles = [image for image, count in Counter(images).items() if count > 1]

@@ -9,6 +9,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable
+from multiprocessing.sharedctypes import Synchronized
 from typing import Any
 
 import torch
@@ -41,7 +42,8 @@ def launch(
 
     Raises:
         SSTConfigError: more processes than GPUs, or "auto" for several machines.
-        SystemExit: a process failed; it has printed its own message.
+        SystemExit: a process met a user's mistake, and has printed its sentence.
+        torch.multiprocessing.ProcessRaisedException: a process failed otherwise; with its traceback.
     """
     num_processes = max(num_processes, 1)
     if torch.cuda.is_available() and num_processes > torch.cuda.device_count():
@@ -55,15 +57,19 @@ def launch(
         if num_machines > 1:
             raise SSTConfigError("--dist-url: 'auto' serves one machine; give tcp://HOST:PORT of machine 0")
         dist_url = f"tcp://127.0.0.1:{_free_port()}"
+    mistake = mp.get_context("spawn").Value("b", False)
     try:
         mp.start_processes(
             _run_process,
-            args=(main, num_processes, num_machines, machine_rank, dist_url, args),
+            args=(main, num_processes, num_machines, machine_rank, dist_url, mistake, args),
             nprocs=num_processes,
             start_method="spawn",
         )
-    except mp.ProcessExitedException as reason:
-        sys.exit(reason.exit_code)
+    except (mp.ProcessExitedException, mp.ProcessRaisedException):
+        # The others lose their connection when one ends; what that one has said is the reason.
+        if mistake.value:
+            sys.exit(1)
+        raise
 
 
 def report_user_error(error: SSTError) -> None:
@@ -72,7 +78,7 @@ def report_user_error(error: SSTError) -> None:
     if "Original Traceback" in text:
         # An error of a Detectron2 loader's worker arrives as text: its own sentence follows the last class name.
         text = text.rsplit(f"{type(error).__name__}: ", 1)[-1]
-    print(f"error: {text.strip()}", file=sys.stderr)
+    sys.stderr.write(f"error: {text.strip()}\n")
 
 
 def _run_process(
@@ -82,6 +88,7 @@ def _run_process(
     num_machines: int,
     machine_rank: int,
     dist_url: str,
+    mistake: Synchronized,
     args: tuple,
 ) -> None:
     has_gpu = torch.cuda.is_available()
@@ -100,7 +107,10 @@ def _run_process(
         comm.synchronize()
         main(*args)
     except SSTError as error:
-        report_user_error(error)
+        with mistake.get_lock():
+            if not mistake.value:  # all processes may meet it; one says it
+                report_user_error(error)
+            mistake.value = True
         sys.exit(1)
     finally:
         dist.destroy_process_group()

@@ -91,7 +91,10 @@ def test_keys_of_the_training_only_branch_are_left_out(saved, tmp_path, caplog):
     [
         (lambda w: w.pop("heads.atr.bias"), r"missing: heads.atr.bias \(18,\)"),
         (lambda w: w.update({"decoder.more": torch.zeros(1)}), "unexpected: decoder.more"),
-        (lambda w: w.update({"heads.atr.bias": torch.zeros(7)}), r"other shape: heads.atr.bias \(7,\) instead of \(18,\)"),
+        (
+            lambda w: w.update({"heads.atr.bias": torch.zeros(7)}),
+            r"other shape: heads.atr.bias \(7,\) instead of \(18,\)",
+        ),
     ],
 )
 def test_evaluation_and_resume_are_strict(saved, tmp_path, change, message):

@@ -23,7 +23,9 @@ def test_calling_add_sst_config_twice_keeps_what_was_set(cfg):
 
 def test_config_files_are_found_by_name_and_unknown_names_list_them():
     assert get_config_file("single/atr_R50.yaml").endswith("configs/single/atr_R50.yaml")
-    with pytest.raises(SSTConfigError, match=r"no configuration file 'single/atr.yaml'; there are: .*single/atr_R50.yaml"):
+    with pytest.raises(
+        SSTConfigError, match=r"no configuration file 'single/atr.yaml'; there are: .*single/atr_R50.yaml"
+    ):
         get_config_file("single/atr.yaml")
 
 

@@ -86,12 +86,16 @@ def test_the_best_checkpoint_is_kept_apart_from_the_last(cfg, monkeypatch):
     scores = iter([10.0, 30.0, 20.0, 5.0])
     cfg.TEST.EVAL_PERIOD = 1
     monkeypatch.setattr(
-        SSTTrainer, "test", classmethod(lambda *_: {"p": {"sem_seg": {"mIoU": next(scores)}}, "a": {"sem_seg": {"mIoU": 0.0}}})
+        SSTTrainer,
+        "test",
+        classmethod(lambda *_: {"p": {"sem_seg": {"mIoU": next(scores)}}, "a": {"sem_seg": {"mIoU": 0.0}}}),
     )
     saves = []
     original = torch.save
-    monkeypatch.setattr(torch, "save", lambda data, path: (saves.append((path, data["trainer"]["iteration"])), original(data, path)))
-    trainer, _ = train(cfg)
+    monkeypatch.setattr(
+        torch, "save", lambda data, path: (saves.append((path, data["trainer"]["iteration"])), original(data, path))
+    )
+    _trainer, _ = train(cfg)
     best = [iteration for path, iteration in saves if "model_best" in str(path)]
     assert best == [0, 1] and (Path(cfg.OUTPUT_DIR) / "last_checkpoint").read_text() == "model_final.pth"
     state = torch.load(Path(cfg.OUTPUT_DIR) / "model_final.pth", weights_only=True)["trainer"]["hooks"]

@@ -26,7 +26,13 @@ ALLOWED = {
 }
 ALLOWED["engine"] = {*ALLOWED, "engine"} - {"modeling"}
 # Functions that may take the configuration, beside `from_config` and what lies in config.py, engine.py, optimizer.py.
-READERS = {"build_sst_decoder", "build_sst_resnet18_backbone", "build_augmentations", "_test_resize", "_loader_from_config"}
+READERS = {
+    "build_sst_decoder",
+    "build_sst_resnet18_backbone",
+    "build_augmentations",
+    "_test_resize",
+    "_loader_from_config",
+}
 
 
 def room_of(path):
@@ -48,7 +54,7 @@ def test_imports_run_one_way(path):
     if room == "__init__":
         return
     for module in imports_of(path):
-        target = (module.split(".") + [""])[1]
+        target = ([*module.split("."), ""])[1]
         assert target == room or target in ALLOWED[room], f"{path.name} imports {module}"
         if not path.name.startswith("__init__"):
             assert module != "sst_d2.modeling.meta_arch", "only the package's __init__ imports meta_arch"

@@ -1,4 +1,4 @@
-"""`train_net.py` as a user types it: train, resume, evaluate, override; mistakes are one sentence, never a traceback."""
+"""`train_net.py` as a user types it: train, resume, evaluate, override; a mistake is one sentence, no traceback."""
 
 import importlib.util
 import os
@@ -86,7 +86,10 @@ def test_a_schedule_in_epochs_is_turned_into_iterations(config, tmp_path):
         (["MODEL.SST.DOMAIN", "[]"], "did you mean MODEL.SST.DOMAINS"),
         (["DATASETS.TRAIN", "('nowhere',)"], "data set 'nowhere' is not registered"),
         (["DATASETS.SST.CARDS", "['none.yaml']"], "no file matches 'none.yaml'"),
-        (["DATASETS.TRAIN", "('cihp_sem_seg_train',)", "MODEL.SST.DOMAINS", "['cihp', 'atr', 'pascal_person_part']"], "list of ids"),
+        (
+            ["DATASETS.TRAIN", "('cihp_sem_seg_train',)", "MODEL.SST.DOMAINS", "['cihp', 'atr', 'pascal_person_part']"],
+            "list of ids",
+        ),
         (["SOLVER.IMS_PER_BATCH", "0"], "SOLVER.IMS_PER_BATCH"),
         (["MODEL.WEIGHTS", "none.pth"], "none.pth: there is no such file"),
         (["--eval-only"], "MODEL.WEIGHTS is empty"),
@@ -103,7 +106,10 @@ def test_mistakes_are_refused_with_a_sentence(config, arguments, message):
 def test_a_mistake_prints_one_sentence_and_ends_with_1(config, tmp_path):
     result = typed(config, "SOLVER.IMS_PER_BATCHES", "4")
     assert result.returncode == 1 and "Traceback" not in result.stderr
-    assert result.stderr.strip().splitlines()[-1].startswith("error: ") and "did you mean SOLVER.IMS_PER_BATCH " in result.stderr
+    assert (
+        result.stderr.strip().splitlines()[-1].startswith("error: ")
+        and "did you mean SOLVER.IMS_PER_BATCH " in result.stderr
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -112,13 +118,17 @@ def test_a_label_out_of_range_in_training_is_one_sentence_that_names_the_file(co
     Image.new("L", (48, 40), 77).save(bad)
     result = typed(config, "SOLVER.MAX_ITER", "20")
     assert result.returncode == 1 and "Traceback" not in result.stderr + result.stdout
-    assert f"error: {bad}: the ids [77] do not belong to label domain 'atr'; allowed are 0 to 17 and 255" in result.stderr
+    assert (
+        f"error: {bad}: the ids [77] do not belong to label domain 'atr'; allowed are 0 to 17 and 255" in result.stderr
+    )
 
 
 @pytest.mark.slow
 def test_two_processes_train_and_evaluate_as_one(config, tmp_path):
     for count in ("1", "2"):
-        result = typed(config, "--num-gpus", count, "OUTPUT_DIR", str(tmp_path / count), "SOLVER.CLIP_GRADIENTS.ENABLED", "False")
+        result = typed(
+            config, "--num-gpus", count, "OUTPUT_DIR", str(tmp_path / count), "SOLVER.CLIP_GRADIENTS.ENABLED", "False"
+        )
         assert result.returncode == 0, result.stderr
     one, two = (torch.load(tmp_path / count / "model_final.pth", weights_only=True)["model"] for count in ("1", "2"))
     assert max((value - two[key]).abs().max().item() for key, value in one.items()) < 1e-4

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -114,7 +115,7 @@ def _read_index_image(path: str | os.PathLike) -> np.ndarray:
 
 
 def read_sample_labels(
-    sample: Mapping[str, object], domain: LabelDomain, size: tuple[int, int] | None = None
+    sample: Mapping[str, Any], domain: LabelDomain, size: tuple[int, int] | None = None
 ) -> np.ndarray:
     """Read the label map of a dataset dict, through its ``label_remap`` where its card has one.
 
@@ -129,10 +130,11 @@ def read_sample_labels(
     Raises:
         SSTDataError: as `read_label_map`, or the sample names no label file.
     """
-    path = sample.get("sem_seg_file_name") or sample.get("remapped_label_file_name")
-    if path is None:
-        raise SSTDataError(
-            f"{sample.get('file_name', 'a dataset dict')}: no label file is named; the key "
-            "'sem_seg_file_name' is needed for training and evaluation (a card's `labels` gives it)"
-        )
-    return read_label_map(path, domain, size, sample.get("label_remap"))
+    if "sem_seg_file_name" in sample:
+        return read_label_map(sample["sem_seg_file_name"], domain, size, sample.get("label_remap"))
+    if "remapped_label_file_name" in sample and "label_remap" in sample:
+        return read_label_map(sample["remapped_label_file_name"], domain, size, sample["label_remap"])
+    raise SSTDataError(
+        f"{sample.get('file_name', 'a dataset dict')}: no label map is named; training and evaluation need "
+        "`sem_seg_file_name`, or `remapped_label_file_name` with `label_remap`, in the dataset dict"
+    )

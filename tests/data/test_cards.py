@@ -11,7 +11,9 @@ from sst_d2.errors import DatasetCardError, SSTError
 
 
 def test_built_in_data_sets_are_registered_by_importing_without_reading_data():
-    expected = {f"{name}_sem_seg_{split}" for name in ("pascal_person_part", "cihp", "lip") for split in ("train", "val")}
+    expected = {
+        f"{name}_sem_seg_{split}" for name in ("pascal_person_part", "cihp", "lip") for split in ("train", "val")
+    }
     expected |= {f"atr_sem_seg_{split}" for split in ("train", "val", "test")}
     assert expected <= set(DatasetCatalog.list())
     metadata = MetadataCatalog.get("cihp_sem_seg_train")
@@ -62,7 +64,7 @@ def test_an_unreadable_image_does_not_stop_the_list(make_dataset):
 
 
 def test_a_remapped_card_hides_its_files_from_tools_that_read_them_raw(make_dataset):
-    register_dataset_card(make_dataset("toy", count=1, remap={i: 0 for i in range(18)}))
+    register_dataset_card(make_dataset("toy", count=1, remap=dict.fromkeys(range(18), 0)))
     sample = DatasetCatalog.get("toy")[0]
     assert "sem_seg_file_name" not in sample
     assert sample["remapped_label_file_name"].endswith("labels/toy_0.png") and sample["label_remap"][17] == 0

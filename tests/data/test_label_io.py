@@ -83,5 +83,7 @@ def test_wrong_remap_entries_are_refused(entry):
 
 
 def test_a_sample_without_a_label_file_is_refused_and_named():
-    with pytest.raises(SSTDataError, match=r"photo\.jpg: no label file is named.*'sem_seg_file_name'"):
+    with pytest.raises(SSTDataError, match=r"photo\.jpg: no label map is named.*`sem_seg_file_name`"):
         read_sample_labels({"file_name": "photo.jpg"}, ATR)
+    with pytest.raises(SSTDataError, match="no label map is named"):  # never raw, where a remap is meant
+        read_sample_labels({"file_name": "photo.jpg", "remapped_label_file_name": "x.png"}, ATR)

@@ -26,7 +26,9 @@ def batches(loader, count):
 
 def same(first, second):
     return all(
-        a["image_id"] == b["image_id"] and torch.equal(a["image"], b["image"]) and torch.equal(a["sem_seg"], b["sem_seg"])
+        a["image_id"] == b["image_id"]
+        and torch.equal(a["image"], b["image"])
+        and torch.equal(a["sem_seg"], b["sem_seg"])
         for one, other in zip(first, second, strict=True)
         for a, b in zip(one, other, strict=True)
     )
@@ -71,20 +73,26 @@ def test_a_bad_file_stops_training_with_its_own_sentence(cfg, workers):
     bad = DatasetCatalog.get("p")[0]["sem_seg_file_name"]
     Image.new("L", (48, 40), 9).save(bad)
     cfg.DATALOADER.NUM_WORKERS = workers
-    with pytest.raises(SSTDataError, match=r"the ids \[9\] do not belong to label domain 'pascal_person_part'") as error:
+    with pytest.raises(
+        SSTDataError, match=r"the ids \[9\] do not belong to label domain 'pascal_person_part'"
+    ) as error:
         batches(build_sst_train_loader(cfg), 3)
     assert str(error.value).startswith(bad) and "Traceback" not in str(error.value)
 
 
 def test_a_data_set_of_an_absent_domain_is_refused(cfg):
     cfg.MODEL.SST.DOMAINS = ["atr", "cihp"]
-    with pytest.raises(SSTConfigError, match="'p' has the label domain 'pascal_person_part', which is none of .*atr, cihp"):
+    with pytest.raises(
+        SSTConfigError, match="'p' has the label domain 'pascal_person_part', which is none of .*atr, cihp"
+    ):
         build_sst_train_loader(cfg)
 
 
 def test_an_unknown_data_set_is_refused_with_similar_names(cfg):
     cfg.DATASETS.TRAIN = ("cihp_sem_seg_trian",)
-    with pytest.raises(SSTConfigError, match="'cihp_sem_seg_trian' is not registered; did you mean: cihp_sem_seg_train"):
+    with pytest.raises(
+        SSTConfigError, match="'cihp_sem_seg_trian' is not registered; did you mean: cihp_sem_seg_train"
+    ):
         build_sst_train_loader(cfg)
 
 

@@ -82,7 +82,9 @@ def test_a_remapped_sample_is_trained_with_the_domains_ids(make_dataset):
     assert np.array_equal(mapper(sample)["sem_seg"].numpy(), (raw + 1) % 18)
 
 
-@pytest.mark.parametrize(("damage", "message"), [("remove", "does not exist"), ("empty", "empty"), ("cut", "cannot be read")])
+@pytest.mark.parametrize(
+    ("damage", "message"), [("remove", "does not exist"), ("empty", "empty"), ("cut", "cannot be read")]
+)
 def test_a_damaged_image_is_named(make_dataset, damage, message):
     sample = samples(make_dataset)[0]
     path = sample["file_name"] = sample["file_name"].replace(".png", ".jpg")
@@ -99,7 +101,9 @@ def test_a_damaged_image_is_named(make_dataset, damage, message):
 def test_missing_and_foreign_domains_are_errors_with_the_remedy(make_dataset):
     sample = samples(make_dataset)[0]
     mapper = SSTDatasetMapper(tiny_cfg(domains=["cihp"]))
-    with pytest.raises(SSTDataError, match=r"its label domain 'atr' is none of \['cihp'\]; add it to MODEL.SST.DOMAINS"):
+    with pytest.raises(
+        SSTDataError, match=r"its label domain 'atr' is none of \['cihp'\]; add it to MODEL.SST.DOMAINS"
+    ):
         mapper(sample)
     del sample["label_domain"]
     with pytest.raises(SSTDataError, match="the key 'label_domain' is missing"):

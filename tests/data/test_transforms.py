@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 from fvcore.transforms.transform import NoOpTransform
 
-from sst_d2.data.transforms import CropPadTransform, MirrorTransform, RandomCropPad, RandomMirror, RandomScale, SSTAugInput
+from sst_d2.data.transforms import (
+    CropPadTransform,
+    MirrorTransform,
+    RandomCropPad,
+    RandomMirror,
+    RandomScale,
+    SSTAugInput,
+)
 from sst_d2.label_domains import LabelDomain, get_label_domain
 
 

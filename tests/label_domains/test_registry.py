@@ -34,7 +34,9 @@ def test_a_built_in_name_cannot_be_taken(tmp_path):
 
 
 def test_unknown_names_and_files_say_what_is_known():
-    with pytest.raises(LabelDomainError, match="unknown label domain 'cicp'; known: atr, cihp, lip, pascal_person_part"):
+    with pytest.raises(
+        LabelDomainError, match="unknown label domain 'cicp'; known: atr, cihp, lip, pascal_person_part"
+    ):
         get_label_domain("cicp")
     with pytest.raises(LabelDomainError, match=r"no/such\.yaml: cannot be read"):
         get_label_domain("no/such.yaml")

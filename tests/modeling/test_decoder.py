@@ -53,7 +53,11 @@ def test_a_registered_decoder_of_a_users_own_carries_the_network():
             self.proj = nn.ModuleDict({n: nn.Conv2d(input_shape[n].channels, 12, 1) for n in ("res2", "res3", "res4")})
 
         def forward(self, features):
-            return {16: self.proj["res4"](features["res4"]), 8: self.proj["res3"](features["res3"]), 4: self.proj["res2"](features["res2"])}
+            return {
+                16: self.proj["res4"](features["res4"]),
+                8: self.proj["res3"](features["res3"]),
+                4: self.proj["res2"](features["res2"]),
+            }
 
     if "Plain" not in SST_DECODER_REGISTRY:
         SST_DECODER_REGISTRY.register(Plain)
@@ -73,7 +77,10 @@ def test_a_registered_decoder_of_a_users_own_carries_the_network():
     ],
 )
 def test_wrong_values_are_refused_by_key(key, value, message):
-    overrides = {key: value, **({"MODEL__SST__DECODER__HEADS": 2, "MODEL__SST__PIXEL_DECODER__HEADS": 2} if value == 34 else {})}
+    overrides = {
+        key: value,
+        **({"MODEL__SST__DECODER__HEADS": 2, "MODEL__SST__PIXEL_DECODER__HEADS": 2} if value == 34 else {}),
+    }
     with pytest.raises(SSTConfigError, match=message):
         build_sst_decoder(tiny_cfg(**overrides), SHAPES)
 

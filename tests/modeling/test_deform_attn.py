@@ -37,7 +37,9 @@ def random_inputs(shapes, batch=2, queries=3, heads=2, channels=4, points=2, see
     total, levels = sum(h * w for h, w in shapes), len(shapes)
     value = torch.randn(batch, total, heads, channels, generator=generator, dtype=torch.float64)
     # Places reach past the edges on every side.
-    locations = torch.rand(batch, queries, heads, levels, points, 2, generator=generator, dtype=torch.float64) * 1.6 - 0.3
+    locations = (
+        torch.rand(batch, queries, heads, levels, points, 2, generator=generator, dtype=torch.float64) * 1.6 - 0.3
+    )
     weights = torch.rand(batch, queries, heads, levels, points, generator=generator, dtype=torch.float64)
     return value, locations, weights
 
@@ -69,7 +71,9 @@ def test_the_fused_form_is_softmax_and_places_in_pixels():
 
 def test_gradients_are_those_of_the_function():
     value, locations, weights = (t.requires_grad_() for t in random_inputs([(3, 4), (2, 2)], batch=1, queries=2))
-    assert torch.autograd.gradcheck(lambda *t: ms_deform_attn(t[0], [(3, 4), (2, 2)], t[1], t[2]), (value, locations, weights))
+    assert torch.autograd.gradcheck(
+        lambda *t: ms_deform_attn(t[0], [(3, 4), (2, 2)], t[1], t[2]), (value, locations, weights)
+    )
 
 
 def test_half_precision_values_keep_their_type_and_their_places():
@@ -77,7 +81,9 @@ def test_half_precision_values_keep_their_type_and_their_places():
     half = ms_deform_attn_fused(
         value.bfloat16(), [(4, 5)], locations[:, :, 0, :1, 0], torch.zeros(2, 3, 2, 1, 4, 2), weights.flatten(3)
     )
-    whole = ms_deform_attn_fused(value, [(4, 5)], locations[:, :, 0, :1, 0], torch.zeros(2, 3, 2, 1, 4, 2), weights.flatten(3))
+    whole = ms_deform_attn_fused(
+        value, [(4, 5)], locations[:, :, 0, :1, 0], torch.zeros(2, 3, 2, 1, 4, 2), weights.flatten(3)
+    )
     assert half.dtype == torch.bfloat16 and (half.double() - whole).abs().max() < 0.05
 
 

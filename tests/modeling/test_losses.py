@@ -13,7 +13,9 @@ def reference(logits, labels):
     for image, row, column in np.ndindex(labels.shape):
         if labels[image, row, column] != IGNORE:
             scores = logits[image, :, row, column]
-            terms.append(np.log(np.exp(scores - scores.max()).sum()) + scores.max() - scores[labels[image, row, column]])
+            terms.append(
+                np.log(np.exp(scores - scores.max()).sum()) + scores.max() - scores[labels[image, row, column]]
+            )
     return sum(terms) / max(len(terms), 1)
 
 
@@ -55,6 +57,7 @@ def test_one_more_image_of_ignored_pixels_changes_nothing():
     logits, labels = random_pair()
     alone = SSTLosses().segmentation({"a": logits}, {"a": labels})["loss_seg/a"]
     more = SSTLosses().segmentation(
-        {"a": torch.cat([logits, torch.randn_like(logits)])}, {"a": torch.cat([labels, torch.full_like(labels, IGNORE)])}
+        {"a": torch.cat([logits, torch.randn_like(logits)])},
+        {"a": torch.cat([labels, torch.full_like(labels, IGNORE)])},
     )["loss_seg/a"]
     assert alone.item() == pytest.approx(more.item(), rel=1e-6)
