@@ -22,6 +22,7 @@ def config(make_dataset, tmp_path):
     record = {
         "_BASE_": str(ROOT / "configs/quick_schedules/Base-tiny.yaml"),
         "MODEL": {
+            "RESNETS": {"NORM": "GN"},
             "SST": {
                 "DOMAINS": ["pascal_person_part", "atr"],
                 "DECODER": {"DIM": 32, "HEADS": 2, "BLOCKS": [1, 1, 1]},
