@@ -3,6 +3,20 @@
 Importing the package registers the model, its parts and the built-in data sets, and changes nothing of Detectron2's.
 """
 
+import os
+import warnings
+
+try:
+    import cv2  # noqa: F401
+except ImportError as reason:
+    warnings.warn(
+        f"OpenCV cannot be loaded ({reason}); everything but video works without it. "
+        "In a container without libGL: python -m pip install opencv-python-headless",
+        stacklevel=2,
+    )
+    # Detectron2's main branch would stop at an OpenCV that is there but cannot be loaded.
+    os.environ["DETECTRON2_DISABLE_CV2"] = "1"
+
 try:
     import detectron2  # noqa: F401
 except ImportError as reason:

@@ -1,6 +1,7 @@
 """Imports run one way, and only the rooms that may read the configuration do (docs/DESIGN.md)."""
 
 import ast
+import os
 import subprocess
 import sys
 
@@ -102,3 +103,14 @@ def test_without_detectron2_the_import_says_how_to_get_it():
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert result.stderr.strip().splitlines()[-1].startswith("ImportError: sst_d2 needs Detectron2")
     assert "tools/install_detectron2.py" in result.stderr
+
+
+@pytest.mark.parametrize("state", ["absent", "broken"])
+def test_without_opencv_everything_imports_and_the_message_names_the_headless_package(state, tmp_path):
+    broken = "raise ImportError('libGL.so.1: cannot open shared object file')\n"
+    (tmp_path / "cv2.py").write_text(broken if state == "broken" else "raise ModuleNotFoundError('No module named cv2')\n")
+    code = "import sst_d2, sst_d2.engine, sst_d2.visualization; print('fine')"
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert result.stdout.strip() == "fine", result.stderr
+    assert "opencv-python-headless" in result.stderr
