@@ -107,8 +107,8 @@ def test_without_detectron2_the_import_says_how_to_get_it():
 
 @pytest.mark.parametrize("state", ["absent", "broken"])
 def test_without_opencv_everything_imports_and_the_message_names_the_headless_package(state, tmp_path):
-    broken = "raise ImportError('libGL.so.1: cannot open shared object file')\n"
-    (tmp_path / "cv2.py").write_text(broken if state == "broken" else "raise ModuleNotFoundError('No module named cv2')\n")
+    broken = "raise ImportError('libGL.so.1: cannot open shared object file')"
+    (tmp_path / "cv2.py").write_text(broken if state == "broken" else "raise ModuleNotFoundError('no cv2')")
     code = "import sst_d2, sst_d2.engine, sst_d2.visualization; print('fine')"
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
