@@ -27,7 +27,7 @@ def config(make_dataset, tmp_path):
                 "DOMAINS": ["pascal_person_part", "atr"],
                 "DECODER": {"DIM": 32, "HEADS": 2, "BLOCKS": [1, 1, 1]},
                 "PIXEL_DECODER": {"LAYERS": 1},
-            }
+            },
         },
         "DATASETS": {"SST": {"CARDS": cards}, "TRAIN": ["p", "a"], "TEST": ["p", "a"]},
         "INPUT": {"SST": {"CROP_SIZE": [32, 32]}},
