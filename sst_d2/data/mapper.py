@@ -12,7 +12,8 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import detection_utils
 from detectron2.data import transforms as T
-from PIL import UnidentifiedImageError
+from detectron2.utils.file_io import PathManager
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sst_d2.data.label_io import read_sample_labels
 from sst_d2.data.transforms import RandomCropPad, RandomMirror, RandomScale, SSTAugInput
@@ -115,16 +116,23 @@ def build_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
 
 
 def read_image(path: str, image_format: str) -> np.ndarray:
-    """Read a photo through Detectron2's reader, which turns it upright by its EXIF tag.
+    """Read a photo of 8 bits per channel, turned upright by its EXIF tag. Grey, palette and CMYK photos become colours.
 
     Returns:
         (H, W, 3) uint8 in ``image_format``.
 
     Raises:
-        SSTDataError: the file is absent, empty, damaged or no image.
+        SSTDataError: the file is absent, empty, damaged, no image, or has more than 8 bits per channel.
     """
     try:
-        return np.ascontiguousarray(detection_utils.read_image(path, format=image_format))
+        with PathManager.open(path, "rb") as stream, Image.open(stream) as image:
+            if image.mode.startswith(("I", "F")):
+                raise SSTDataError(
+                    f"{path}: an image of mode {image.mode}, with more than 8 bits per channel, would be clipped; "
+                    "convert it to 8 bits first"
+                )
+            ImageOps.exif_transpose(image, in_place=True)
+            return np.ascontiguousarray(detection_utils.convert_PIL_to_numpy(image, image_format))
     except FileNotFoundError as reason:
         raise SSTDataError(f"{path}: the image does not exist") from reason
     except UnidentifiedImageError as reason:

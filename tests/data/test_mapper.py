@@ -98,6 +98,23 @@ def test_a_damaged_image_is_named(make_dataset, damage, message):
     assert path in str(error.value)
 
 
+def test_photos_of_every_kind_become_upright_colours_or_are_refused(make_dataset):
+    sample = samples(make_dataset)[0]
+    mapper = SSTDatasetMapper(tiny_cfg(), is_train=False)
+    photo = np.random.default_rng(0).integers(256, size=(40, 48, 3)).astype(np.uint8)
+    for mode in ("L", "LA", "P", "RGBA", "1"):
+        image = Image.fromarray(photo).convert(mode)
+        image.save(sample["file_name"])
+        assert np.array_equal(mapper(sample)["image"].permute(1, 2, 0).numpy(), np.asarray(image.convert("RGB"))), mode
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    Image.fromarray(photo).save(sample["file_name"], exif=exif)
+    assert np.array_equal(mapper(sample)["image"].permute(1, 2, 0).numpy(), photo[::-1, ::-1])
+    Image.fromarray(photo[..., 0].astype(np.uint16) * 200).save(sample["file_name"])
+    with pytest.raises(SSTDataError, match="an image of mode I;16, with more than 8 bits"):
+        mapper(sample)
+
+
 def test_missing_and_foreign_domains_are_errors_with_the_remedy(make_dataset):
     sample = samples(make_dataset)[0]
     mapper = SSTDatasetMapper(tiny_cfg(domains=["cihp"]))
