@@ -10,6 +10,8 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 MARK := $(VENV)/.sst_d2
 SHORT_VERSION := import sys; print('Python %d.%d' % sys.version_info[:2])
+# An environment that somebody else made keeps its torch, unless TORCH= names one.
+KEEP_TORCH := $(if $(filter file,$(origin TORCH)),[ ! -e $(MARK)/made ] && $(PY) -c "import torch; import torchvision" 2>/dev/null,false)
 # Full output of pip for a person, none for a log.
 QUIET := $(shell [ -t 2 ] || echo --quiet)
 PIP_FAILED := echo "Error: pip failed, see its lines above; check the network and pip's settings, then run the same command again." >&2; exit 1
@@ -73,9 +75,11 @@ endif
 
 # A killed pip can leave a package that looks installed but is not whole; the import tells, and then all is laid anew.
 $(MARK)/torch: $(MARK)/torch.spec
-	@echo "== installing $(TORCH) (up to 5 GB)"
-	@$(PIP) install $(QUIET) $(TORCH) || { $(PIP_FAILED); }
-	@$(PY) -c "import torch, torchvision" 2>/dev/null || $(PIP) install $(QUIET) --ignore-installed $(TORCH) || { $(PIP_FAILED); }
+	@if $(KEEP_TORCH); then echo "== keeping the torch of $(VENV); another one: TORCH="; else \
+	  echo "== installing $(TORCH) (up to 5 GB)"; \
+	  $(PIP) install $(QUIET) $(TORCH) || { $(PIP_FAILED); }; \
+	  $(PY) -c "import torch, torchvision" 2>/dev/null || $(PIP) install $(QUIET) --ignore-installed $(TORCH) || { $(PIP_FAILED); }; \
+	fi
 	@touch $@
 
 $(MARK)/detectron2: $(MARK)/torch tools/install_detectron2.py

@@ -8,11 +8,10 @@ python train_net.py --config-file FILE --eval-only MODEL.WEIGHTS output/model_fi
 import argparse
 import sys
 
-from detectron2.engine import default_argument_parser
-
-import sst_d2  # noqa: F401  (registers models and data sets)
+# Through sst_d2 alone: it says what is missing where Detectron2 or OpenCV cannot be imported.
 from sst_d2.checkpoint import SSTCheckpointer
-from sst_d2.engine import SSTTrainer, setup
+from sst_d2.config import load_config
+from sst_d2.engine import SSTTrainer, argument_parser, setup
 from sst_d2.errors import SSTError
 from sst_d2.launch import launch, report_user_error
 
@@ -31,7 +30,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    arguments = default_argument_parser().parse_args()
+    arguments = argument_parser().parse_args()
     try:
         launch(
             main,
@@ -39,6 +38,7 @@ if __name__ == "__main__":
             num_machines=arguments.num_machines,
             machine_rank=arguments.machine_rank,
             dist_url=arguments.dist_url,
+            device=load_config(arguments.config_file, arguments.opts).MODEL.DEVICE,
             args=(arguments,),
         )
     except SSTError as error:

@@ -1,4 +1,4 @@
-"""What data and evaluation cost, measured. Not a test: nothing fails here when a machine is slow.
+"""What evaluation costs, measured. Not a test: nothing fails here when a machine is slow.
 
     python benchmarks/bench_data.py                    all sections
     python benchmarks/bench_data.py evaluator --json   one section, as JSON

@@ -16,14 +16,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from detectron2.config import get_cfg
-from detectron2.modeling import build_model
 from fvcore.nn import FlopCountAnalysis
 from tabulate import tabulate
 from torch import nn
 
-import sst_d2  # noqa: F401  (registers the network)
-from sst_d2.config import add_sst_config, get_config_file, merge_config
+from sst_d2.config import get_config_file, load_config
+from sst_d2.engine import SSTTrainer
 
 PARTS = {
     "backbone": ("model.backbone",),
@@ -60,10 +58,7 @@ def sampling_macs(inputs: list[Any], outputs: list[Any]) -> int:
 
 def build(config: str) -> nn.Module:
     """The network of one of the project's configurations, with random weights, on the CPU."""
-    cfg = get_cfg()
-    add_sst_config(cfg)
-    merge_config(cfg, get_config_file(config), ["MODEL.DEVICE", "cpu"])
-    return build_model(cfg).eval()
+    return SSTTrainer.build_model(load_config(get_config_file(config), ["MODEL.DEVICE", "cpu"])).eval()
 
 
 def count(model: nn.Module, size: int, domains: Sequence[str]) -> dict[str, dict[str, float]]:

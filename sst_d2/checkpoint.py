@@ -22,9 +22,13 @@ from iopath.common.file_io import PathHandler
 from tabulate import tabulate
 
 from sst_d2.errors import SSTCheckpointError
-from sst_d2.label_domains import LabelDomain
 
 SST_FORMAT = 1
+# What torch and pickle raise for files that are cut off, altered or of another kind.
+_UNREADABLE = (
+    *(RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError, ImportError),
+    *(EOFError, OverflowError, MemoryError, OSError, pickle.UnpicklingError),
+)
 # Parts that a start from other weights may lack or hold in another shape: they belong to label domains, not to people.
 _DOMAIN_PARTS = ("heads.", "auxiliary.")
 # Classifiers of ImageNet networks, and counters of batch norm that frozen and group norm do not have.
@@ -132,21 +136,30 @@ class SSTCheckpointer(DetectionCheckpointer):
             return self.load(self.get_checkpoint_file())
         return self.load_start(path)
 
+    def read(self, path: str) -> dict[str, Any]:
+        """The content of a checkpoint file, without loading it into anything.
+
+        Raises:
+            SSTCheckpointError: the file cannot be had or read.
+        """
+        try:
+            return self._load_file(self._local_path(path))
+        except SSTCheckpointError as reason:
+            raise SSTCheckpointError(_with_path(path, reason)) from reason
+
     def _load(self, path: str, checkpointables: list[str] | None, strict: bool) -> dict[str, Any]:
         if not path:
             self.logger.info("MODEL.WEIGHTS is empty: the network starts from random weights")
             return {}
         self._strict = strict
-        local = self._local_path(path)
         try:
-            return super().load(local, checkpointables)
+            return super().load(self._local_path(path), checkpointables)
         except SSTCheckpointError as reason:
-            raise SSTCheckpointError(f"{path}: {reason}") from reason
-        except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as reason:
-            first_line = str(reason).strip().splitlines()[0] if str(reason).strip() else type(reason).__name__
+            raise SSTCheckpointError(_with_path(path, reason)) from reason
+        except (RuntimeError, ValueError, KeyError) as reason:
             raise SSTCheckpointError(
-                f"{path}: cannot be read as a checkpoint ({first_line}).\nThe file is damaged, cut off or of another "
-                "program; take another checkpoint, or fetch it again"
+                f"{path}: the state of training in it does not fit this run ({reason}); it comes from another "
+                "configuration. Start anew with MODEL.WEIGHTS set to it, without --resume"
             ) from reason
 
     def _local_path(self, path: str) -> str:
@@ -159,25 +172,52 @@ class SSTCheckpointer(DetectionCheckpointer):
         except SSTCheckpointError:
             raise
         except (OSError, URLError, ValueError, KeyError) as reason:
-            raise SSTCheckpointError(f"{path}: the weights cannot be had ({reason}); {remedy}") from reason
+            raise SSTCheckpointError(f"the weights cannot be had ({reason}); {remedy}") from reason
         if not os.path.isfile(local):
-            raise SSTCheckpointError(f"{path}: there is no such file; {remedy}")
+            raise SSTCheckpointError(f"there is no such file; {remedy}")
         return local
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        """Read without executing anything that the file holds."""
-        if filename.endswith(".pkl"):
-            with open(filename, "rb") as stream:
-                loaded = _ArrayUnpickler(stream, encoding="latin1").load()
-        else:
-            loaded = torch.load(filename, map_location="cpu", weights_only=True)
-        if not isinstance(loaded, dict):
-            raise SSTCheckpointError(f"the file holds a {type(loaded).__name__}; a dict of weights is expected")
-        return dict(loaded) if "model" in loaded else {"model": loaded}
+        """Read without executing anything that the file holds; "model" is a dict of tensors afterwards."""
+        try:
+            if filename.endswith(".pkl"):
+                with open(filename, "rb") as stream:
+                    loaded = _ArrayUnpickler(stream, encoding="latin1").load()
+            else:
+                loaded = torch.load(filename, map_location="cpu", weights_only=True)
+        except SSTCheckpointError:
+            raise
+        except _UNREADABLE as reason:
+            first_line = (str(reason).strip().splitlines() or [type(reason).__name__])[0]
+            raise SSTCheckpointError(
+                f"cannot be read as a checkpoint ({first_line}).\nThe file is damaged, cut off or of another "
+                "program; take another checkpoint, or fetch it again"
+            ) from reason
+        content = dict(loaded) if isinstance(loaded, dict) else {}
+        # Detectron2 keeps weights under "model", many other programs under "state_dict"; torchvision's are bare.
+        weights = content.setdefault("model", content.get("state_dict", loaded))
+        if not isinstance(weights, dict) or not all(
+            isinstance(key, str) and isinstance(value, (torch.Tensor, np.ndarray)) for key, value in weights.items()
+        ):
+            raise SSTCheckpointError("the file holds no dict of named tensors, as weights are kept")
+        if content.get("sst_format", SST_FORMAT) != SST_FORMAT:
+            raise SSTCheckpointError(
+                f"written in format {content['sst_format']} by another version of sst_d2; this one reads {SST_FORMAT}"
+            )
+        return content
 
     def _load_model(self, checkpoint: dict[str, Any]) -> None:
         weights = _our_names({key: torch.as_tensor(value) for key, value in checkpoint.pop("model").items()})
         own = self.model.state_dict()
+        other_classes = self._domains_with_other_classes(checkpoint)
+        if self._strict and other_classes:
+            raise SSTCheckpointError(
+                f"the label domains {other_classes} have other classes in the checkpoint than here; its weights belong "
+                "to its own classes. Give your domain another name, or its classes their old order"
+            )
+        for domain in other_classes:
+            self.logger.info("label domain '%s' has other classes in the checkpoint: its head starts anew", domain)
+            weights = {key: value for key, value in weights.items() if not key.startswith(f"heads.{domain}.")}
         if not any(key.startswith("auxiliary.") for key in own):
             dropped = [key for key in weights if key.startswith("auxiliary.")]
             if dropped:
@@ -198,8 +238,6 @@ class SSTCheckpointer(DetectionCheckpointer):
         self._report(differences, matched, len(own))
         if wrong or not matched:
             raise SSTCheckpointError(_explain(wrong, matched, self._strict))
-        if self._strict:
-            self._check_domains(checkpoint)
         fitting = {key: value for key, value in weights.items() if key in own and value.shape == own[key].shape}
         self.model.load_state_dict(fitting, strict=False)
 
@@ -209,15 +247,12 @@ class SSTCheckpointer(DetectionCheckpointer):
             table = tabulate(_grouped(differences), headers=["difference", "part", "tensors", "example"])
             self.logger.info("what differs:\n%s", table)
 
-    def _check_domains(self, checkpoint: Mapping[str, Any]) -> None:
-        for record in checkpoint.get("label_domains", []):
-            domain = LabelDomain.from_dict(record, "the checkpoint")
-            own = self.model.domains.get(domain.name)
-            if own is not None and own != domain:
-                raise SSTCheckpointError(
-                    f"label domain '{domain.name}' differs between the checkpoint and {own.source}; "
-                    "the weights belong to the checkpoint's classes. Give your domain another name"
-                )
+    def _domains_with_other_classes(self, checkpoint: Mapping[str, Any]) -> list[str]:
+        records = checkpoint.get("label_domains", [])
+        if not all(isinstance(record, dict) and {"name", "classes"} <= set(record) for record in records):
+            raise SSTCheckpointError("its label_domains are no records of label domains; the file is damaged")
+        theirs = {record["name"]: tuple(record["classes"]) for record in records}
+        return [name for name, own in self.model.domains.items() if theirs.get(name, own.classes) != own.classes]
 
 
 class _TorchvisionWeights(PathHandler):
@@ -233,7 +268,7 @@ class _TorchvisionWeights(PathHandler):
         try:
             weights = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"]
         except (KeyError, ValueError) as reason:
-            raise SSTCheckpointError(f"{path}: torchvision has no ImageNet weights of a network '{name}'") from reason
+            raise SSTCheckpointError(f"torchvision has no ImageNet weights of a network '{name}'") from reason
         return PathManager.get_local_path(weights.url, force=force)
 
 
@@ -316,3 +351,8 @@ def _explain(wrong: list[tuple[str, str, str]], matched: int, strict: bool) -> s
         else "A start from other weights needs the same backbone and decoder, or a file of the backbone alone"
     )
     return f"the checkpoint does not fit the network:\n  {shown}\n{remedy}"
+
+
+def _with_path(path: str, error: SSTCheckpointError) -> str:
+    """The sentence of an error, with the file that it is about."""
+    return str(error) if str(error).startswith(path) else f"{path}: {error}"

@@ -10,7 +10,9 @@ from pathlib import Path
 import torch
 import yaml
 from detectron2.config import CfgNode as CN
+from detectron2.config import get_cfg
 
+from sst_d2.config_checks import check_values
 from sst_d2.errors import SSTConfigError
 
 
@@ -92,6 +94,18 @@ def _model_node() -> CN:
     )
 
 
+def load_config(config_file: str, opts: Sequence[str] = ()) -> CN:
+    """Detectron2's defaults, our keys, a YAML file and KEY VALUE pairs, checked; the device is chosen.
+
+    Raises:
+        SSTConfigError: as `merge_config`.
+    """
+    cfg = get_cfg()
+    add_sst_config(cfg)
+    merge_config(cfg, config_file, opts)
+    return cfg
+
+
 def merge_config(cfg: CN, config_file: str, opts: Sequence[str]) -> str | None:
     """Merge a YAML file, read by the safe loader only, and KEY VALUE pairs, into ``cfg``; then choose the device.
 
@@ -99,7 +113,8 @@ def merge_config(cfg: CN, config_file: str, opts: Sequence[str]) -> str | None:
         A line for the log where the device was chosen, else None.
 
     Raises:
-        SSTConfigError: the file cannot be read, a key is unknown (similar ones are named), or a value does not fit.
+        SSTConfigError: the file cannot be read, a key is unknown (similar ones are named), or a value is not
+            allowed.
     """
     if not config_file:
         raise SSTConfigError(
@@ -119,6 +134,7 @@ def merge_config(cfg: CN, config_file: str, opts: Sequence[str]) -> str | None:
         if message.startswith("Non-existent"):
             message = _unknown_key(message, known)
         raise SSTConfigError(f"configuration {config_file}: {message}") from reason
+    check_values(cfg)
     return resolve_device(cfg)
 
 

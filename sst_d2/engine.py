@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import build_detection_test_loader
-from detectron2.engine import DefaultTrainer, SimpleTrainer, TrainerBase, default_setup
+from detectron2.engine import DefaultTrainer, SimpleTrainer, TrainerBase, default_argument_parser, default_setup
 from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, build_model
 from detectron2.utils import comm
@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from sst_d2.checkpoint import SSTCheckpointer
 from sst_d2.config import add_sst_config, merge_config
 from sst_d2.data import SSTDatasetMapper, build_sst_train_loader, register_dataset_cards
-from sst_d2.data.cards import count_images
+from sst_d2.data.cards import count_images, require_data
 from sst_d2.data.loader import SSTTrainLoader, dataset_domain
 from sst_d2.errors import SSTConfigError, SSTError, SSTNumericError
 from sst_d2.evaluation import SSTSemSegEvaluator
@@ -47,6 +47,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     device_note = merge_config(cfg, args.config_file, args.opts)
     register_dataset_cards(cfg.DATASETS.SST.CARDS)
     check_config(cfg)
+    for name in cfg.DATASETS.TEST:
+        require_data(name)  # now, not at the first evaluation
     if not args.eval_only:
         epochs_to_iterations(cfg)
     cfg.freeze()
@@ -63,14 +65,19 @@ def setup(args: argparse.Namespace) -> CfgNode:
     return cfg
 
 
+def argument_parser() -> argparse.ArgumentParser:
+    """Detectron2's command-line arguments; several processes of one machine meet at a free port."""
+    parser = default_argument_parser()
+    parser.set_defaults(dist_url="auto")
+    return parser
+
+
 def check_config(cfg: CfgNode) -> None:
-    """Refuse what cannot work before anything is built: domains, data sets, names, device, precision.
+    """Refuse what does not fit together before anything is built: domains, data sets, names, device, precision.
 
     Raises:
         SSTConfigError, LabelDomainError: with the key, the value and what is allowed.
     """
-    if not cfg.MODEL.SST.DOMAINS:
-        raise SSTConfigError("MODEL.SST.DOMAINS is empty; name at least one label domain, e.g. [pascal_person_part]")
     domains = [get_label_domain(reference).name for reference in cfg.MODEL.SST.DOMAINS]
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         dataset_domain(name, domains)
@@ -81,8 +88,6 @@ def check_config(cfg: CfgNode) -> None:
         if name not in registry:
             known = ", ".join(sorted(entry for entry, _ in registry))
             raise SSTConfigError(f"{key}: '{name}' is not registered; known: {known}")
-    if cfg.SOLVER.SST.AMP_DTYPE not in _AMP_TYPES:
-        raise SSTConfigError(f"SOLVER.SST.AMP_DTYPE: '{cfg.SOLVER.SST.AMP_DTYPE}'; allowed are {sorted(_AMP_TYPES)}")
     if cfg.SOLVER.AMP.ENABLED and not cfg.MODEL.DEVICE.startswith("cuda"):
         raise SSTConfigError(
             f"SOLVER.AMP.ENABLED needs a GPU, and MODEL.DEVICE is '{cfg.MODEL.DEVICE}'; set it to False"
@@ -124,12 +129,13 @@ class SSTTrainer(DefaultTrainer):
         if comm.get_world_size() > 1:
             device_ids = [comm.get_local_rank()] if cfg.MODEL.DEVICE.startswith("cuda") else None
             model = DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False)
+        amp_type = _AMP_TYPES[cfg.SOLVER.SST.AMP_DTYPE]
         self._trainer = _Step(
             model,
             self._loader,
             optimizer,
             clip_norm=full_model_clip(cfg),
-            amp_type=_AMP_TYPES[cfg.SOLVER.SST.AMP_DTYPE] if cfg.SOLVER.AMP.ENABLED else None,
+            amp_type=amp_type if cfg.SOLVER.AMP.ENABLED else None,
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = SSTCheckpointer(model, cfg.OUTPUT_DIR, config=cfg.dump(), trainer=weakref.proxy(self))
@@ -179,6 +185,14 @@ class SSTTrainer(DefaultTrainer):
             by data set, by task, by metric; empty on other processes than the main one.
         """
         return _by_data_set(cfg, cls.test(cfg, model))
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: torch.nn.Module, evaluators: list[DatasetEvaluator] | None = None) -> Any:
+        """Detectron2's evaluation, of the main process's network: batch norm's statistics differ between processes."""
+        if comm.get_world_size() > 1:
+            for buffer in model.buffers():
+                torch.distributed.broadcast(buffer, 0)
+        return super().test(cfg, model, evaluators)
 
     @classmethod
     def verify(cls, cfg: CfgNode, results: dict[str, Any]) -> None:
@@ -269,6 +283,8 @@ class _Step(SimpleTrainer):
         self._check_finite(losses)
         self.optimizer.zero_grad()
         self._scaler.scale(sum(losses.values())).backward()
+        # Before any clipping, Detectron2's own inside the optimiser included.
+        self._scaler.unscale_(self.optimizer)
         if self._clip_norm is not None:
             self._clip()
         self._write_metrics(losses, data_time)
@@ -302,7 +318,6 @@ class _Step(SimpleTrainer):
             )
 
     def _clip(self) -> None:
-        self._scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._clip_norm)
         if not self._scaler.is_enabled() and not torch.isfinite(norm):
             raise SSTNumericError(
@@ -324,6 +339,9 @@ def _by_data_set(cfg: CfgNode, results: dict[str, Any] | None) -> dict[str, Any]
 def _sentence_instead_of_traceback(record: logging.LogRecord) -> bool:
     """Detectron2's loop logs every exception with its traceback; of a user's mistake the sentence says all."""
     if record.exc_info and isinstance(record.exc_info[1], SSTError):
+        record.msg, record.args = f"Training stops: {record.exc_info[1]}", ()
         record.exc_info = record.exc_text = None
-        record.msg = "Training stops at the first error:"
+    elif record.exc_info and comm.get_world_size() > 1 and "Connection" in str(record.exc_info[1]):
+        record.msg, record.args = "Training stops: another process has ended; its message says why", ()
+        record.exc_info = record.exc_text = None
     return True

@@ -46,6 +46,26 @@ def expand_path(path: str | os.PathLike, base: Path | None = None, error: type[S
     return Path(base) / expanded
 
 
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """The safe loader, which refuses a key that stands twice; YAML's own would keep the last and say nothing."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """As the safe loader's.
+
+        Raises:
+            yaml.constructor.ConstructorError: a key stands twice.
+        """
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} stands twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml_mapping(
     path: str | os.PathLike, required: Iterable[str], optional: Iterable[str], error: type[SSTError]
 ) -> dict[str, Any]:
@@ -62,7 +82,7 @@ def read_yaml_mapping(
     """
     try:
         with open(path, encoding="utf-8") as stream:
-            record = yaml.safe_load(stream)
+            record = yaml.load(stream, Loader=_UniqueKeyLoader)  # a safe loader
     except OSError as reason:
         raise error(f"{path}: cannot be read ({reason.strerror})") from reason
     except (yaml.YAMLError, UnicodeDecodeError) as reason:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -43,6 +44,13 @@ class SaveBest(HookBase):
     def __init__(self, period: int) -> None:
         self._period = period
         self._best = -math.inf
+
+    def before_train(self) -> None:
+        """In a resumed run ask the best checkpoint for its value: the last one was written before its evaluation."""
+        path = os.path.join(self.trainer.checkpointer.save_dir, f"{BEST_CHECKPOINT}.pth")
+        if self.trainer.start_iter > 0 and os.path.isfile(path):
+            state = self.trainer.checkpointer.read(path).get("trainer", {}).get("hooks", {})
+            self._best = max(self._best, state.get(type(self).__name__, {}).get("best", -math.inf))
 
     def after_step(self) -> None:
         """Compare after an evaluation."""

@@ -26,11 +26,12 @@ def launch(
     num_machines: int = 1,
     machine_rank: int = 0,
     dist_url: str = "auto",
+    device: str = "cpu",
     args: tuple = (),
 ) -> None:
     """Run ``main(*args)`` in ``num_processes`` processes on each of ``num_machines`` machines.
 
-    Each process has one GPU where torch sees GPUs (backend NCCL), else all share the CPU (backend Gloo).
+    With ``device`` "cuda" each process has one GPU (backend NCCL), else all share the CPU (backend Gloo).
 
     Args:
         main: an importable function.
@@ -38,6 +39,7 @@ def launch(
         num_machines: machines in all; each calls `launch` with its own ``machine_rank``.
         machine_rank: from 0.
         dist_url: where the processes meet, e.g. "tcp://HOST:PORT"; "auto": a free port here, for one machine only.
+        device: ``MODEL.DEVICE`` of the run.
         args: arguments of ``main``.
 
     Raises:
@@ -46,7 +48,8 @@ def launch(
         torch.multiprocessing.ProcessRaisedException: a process failed otherwise; with its traceback.
     """
     num_processes = max(num_processes, 1)
-    if torch.cuda.is_available() and num_processes > torch.cuda.device_count():
+    on_gpu = device.startswith("cuda")
+    if on_gpu and num_processes > torch.cuda.device_count():
         raise SSTConfigError(
             f"--num-gpus: {num_processes} processes for {torch.cuda.device_count()} GPUs; one GPU each"
         )
@@ -61,7 +64,7 @@ def launch(
     try:
         mp.start_processes(
             _run_process,
-            args=(main, num_processes, num_machines, machine_rank, dist_url, mistake, args),
+            args=(main, num_processes, num_machines, machine_rank, dist_url, on_gpu, mistake, args),
             nprocs=num_processes,
             start_method="spawn",
         )
@@ -88,18 +91,18 @@ def _run_process(
     num_machines: int,
     machine_rank: int,
     dist_url: str,
+    on_gpu: bool,
     mistake: Synchronized,
     args: tuple,
 ) -> None:
-    has_gpu = torch.cuda.is_available()
     dist.init_process_group(
-        backend="nccl" if has_gpu else "gloo",
+        backend="nccl" if on_gpu else "gloo",
         init_method=dist_url,
         world_size=num_processes * num_machines,
         rank=machine_rank * num_processes + local_rank,
     )
     _create_local_groups(num_processes, num_machines, machine_rank)
-    if has_gpu:
+    if on_gpu:
         torch.cuda.set_device(local_rank)
     else:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // num_processes))

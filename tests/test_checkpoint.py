@@ -112,8 +112,55 @@ def test_a_checkpoint_of_other_classes_under_the_same_name_is_refused(saved, tmp
     content = torch.load(saved[1], weights_only=True)
     content["label_domains"][1]["classes"][1:3] = ["hair", "hat"]
     torch.save(content, tmp_path / "changed.pth")
-    with pytest.raises(SSTCheckpointError, match="label domain 'atr' differs between the checkpoint"):
+    with pytest.raises(SSTCheckpointError, match=r"the label domains \['atr'\] have other classes"):
         SSTCheckpointer(new_model()).load(str(tmp_path / "changed.pth"))
+    other = new_model(seed=1)
+    fresh = other.heads["atr"].weight.clone()
+    SSTCheckpointer(other).load_start(str(tmp_path / "changed.pth"))
+    assert torch.equal(other.heads["atr"].weight, fresh)  # classes in another order would be silently wrong
+    assert torch.equal(other.heads["cihp"].weight, saved[0].heads["cihp"].weight)
+
+
+def test_other_colours_of_a_domain_do_not_matter_for_its_weights(saved, tmp_path):
+    content = torch.load(saved[1], weights_only=True)
+    content["label_domains"][1].update(colors=[[1, 2, 3]] * 18, some_later_field=3)
+    torch.save(content, tmp_path / "changed.pth")
+    other = new_model(seed=1)
+    SSTCheckpointer(other).load(str(tmp_path / "changed.pth"))
+    assert equal(saved[0], other)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"model": {"a": "text"}}, "no dict of named tensors"),
+        ({"model": "text"}, "no dict of named tensors"),
+        ({"epoch": 3, "arch": "resnet50"}, "no dict of named tensors"),
+        ({"model": {"a": torch.zeros(1)}, "label_domains": [3]}, "label_domains are no records"),
+        ({"model": {"a": torch.zeros(1)}, "sst_format": 2}, "format 2 by another version of sst_d2; this one reads 1"),
+    ],
+)
+def test_foreign_contents_are_refused_by_name(tmp_path, content, message):
+    torch.save(content, tmp_path / "foreign.pth")
+    with pytest.raises(SSTCheckpointError, match=message) as error:
+        SSTCheckpointer(new_model()).load(str(tmp_path / "foreign.pth"))
+    assert str(error.value).startswith(str(tmp_path / "foreign.pth"))
+
+
+def test_weights_under_state_dict_are_found(torchvision_resnet, tmp_path):
+    torch.save({"epoch": 9, "state_dict": torchvision_resnet.state_dict()}, tmp_path / "trained.pth")
+    model = new_model(**R50)
+    SSTCheckpointer(model).load_start(str(tmp_path / "trained.pth"))
+    assert torch.equal(model.backbone.stem.conv1.weight, torchvision_resnet.conv1.weight)
+
+
+@pytest.mark.parametrize(
+    "content", [b"garbage", b"\x80\x04\x95\xff\xff\xff\xff\xff\xff\xff\x7f", pickle.dumps({"model": [1]})]
+)
+def test_damaged_pkl_files_are_refused(tmp_path, content):
+    (tmp_path / "bad.pkl").write_bytes(content)
+    with pytest.raises(SSTCheckpointError, match=r"bad\.pkl: (cannot be read|the file holds)"):
+        SSTCheckpointer(new_model()).load_start(str(tmp_path / "bad.pkl"))
 
 
 def test_a_start_from_another_network_of_ours_may_have_other_heads(saved):

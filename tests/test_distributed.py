@@ -79,10 +79,9 @@ def test_one_process_runs_here_and_wrong_requests_are_refused(monkeypatch):
     assert seen == ["here"]
     with pytest.raises(SSTConfigError, match="'auto' serves one machine"):
         launch(seen.append, 1, num_machines=2)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(SSTConfigError, match="2 processes for 1 GPUs"):
-        launch(seen.append, 2)
+        launch(seen.append, 2, device="cuda")
 
 
 def test_the_sentence_of_a_workers_error_is_found_in_its_traceback(capsys):

@@ -1,5 +1,6 @@
 """What is in the wheel and what is not; and that version and package list are right."""
 
+import os
 import re
 import subprocess
 import sys
@@ -53,8 +54,8 @@ def test_detectron2_is_no_dependency(settings):
 
 
 @pytest.fixture(scope="module")
-def wheel_names(tmp_path_factory) -> set[str]:
-    """The file names in a wheel built from a copy of what the wheel is made of."""
+def wheel(tmp_path_factory) -> Path:
+    """A wheel built from a copy of what the wheel is made of."""
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     names = tracked("sst_d2", "*") | tracked("configs", "*") | tracked("tests", "*.py")
     for name in names | {"pyproject.toml", "README.md", "LICENSE", "setup.py"}:
@@ -64,7 +65,13 @@ def wheel_names(tmp_path_factory) -> set[str]:
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(source)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    (wheel,) = out.glob("sst_d2-*.whl")
+    (path,) = out.glob("sst_d2-*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def wheel_names(wheel) -> set[str]:
+    """The names of the files in the wheel."""
     with zipfile.ZipFile(wheel) as archive:
         return set(archive.namelist())
 
@@ -97,3 +104,14 @@ def test_wheel_holds_nothing_else(wheel_names):
     foreign = [name for name in wheel_names if not re.match(r"sst_d2/|sst_d2-[\d.]+\.dist-info/", name)]
     assert foreign == []
     assert [name for name in wheel_names if re.search(r"\.(pth|pkl|png|jpg)$|__pycache__", name)] == []
+
+
+@pytest.mark.slow
+def test_the_installed_wheel_finds_its_configurations(wheel, tmp_path):
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    code = "import sst_d2; print(sst_d2.get_config_file('single/atr_R50.yaml')); print(sst_d2.get_label_domain('lip').name)"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=tmp_path)
+    expected = [str(tmp_path / "site/sst_d2/configs/single/atr_R50.yaml"), "lip"]
+    assert done.stdout.split() == expected, done.stderr

@@ -18,18 +18,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from detectron2.config import CfgNode, get_cfg
-from detectron2.data import DatasetCatalog
-from detectron2.modeling import build_model
 from tabulate import tabulate
 
+# Through sst_d2 alone: it says what is missing where Detectron2 cannot be imported.
 from sst_d2.checkpoint import SSTCheckpointer
-from sst_d2.config import add_sst_config, merge_config
+from sst_d2.config import CN, load_config
 from sst_d2.data import SSTDatasetMapper
 from sst_d2.data.label_io import read_sample_labels
+from sst_d2.data.loader import load_datasets
 from sst_d2.engine import SSTTrainer
+from sst_d2.errors import SSTError
 from sst_d2.evaluation import scores_from_confusion
 from sst_d2.label_domains import get_label_domain
+from sst_d2.launch import report_user_error
 from sst_d2.visualization import save_image, side_by_side
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,7 +49,7 @@ def run(*command: str) -> None:
         sys.exit(result.returncode)
 
 
-def evaluated(cfg: CfgNode, folder: Path) -> dict[str, np.ndarray]:
+def evaluated(cfg: CN, folder: Path) -> dict[str, np.ndarray]:
     """The confusion matrix of every data set, as an evaluation has left it below ``folder``."""
     matrices = {}
     for name in cfg.DATASETS.TEST:
@@ -84,16 +85,16 @@ def report(trained: dict[str, np.ndarray], untrained: dict[str, np.ndarray]) -> 
         "trained",
         f"classes above {GOOD_IOU:.0f} % (best first)",
     ]
-    print("\nmIoU in percent on held-out synthetic people:")
+    print("\nmIoU in percent on the validation people of each label system:")
     print(tabulate(rows, headers=headers, floatfmt=".1f"))
     return kept
 
 
-def draw(cfg: CfgNode, model: torch.nn.Module, folder: Path) -> None:
+def draw(cfg: CN, model: torch.nn.Module, folder: Path) -> None:
     """Write pictures: photo and the truth in all label systems above, the prediction in all of them below."""
     mapper = SSTDatasetMapper(cfg, is_train=False)
     domains = list(model.domains.values())
-    truths = {d.name: DatasetCatalog.get(f"synthetic_heldout_{d.name}_sem_seg_val") for d in domains}
+    truths = {d.name: load_datasets([f"synthetic_heldout_{d.name}_sem_seg_val"], [d.name]) for d in domains}
     print("\nPictures (above: the truth; below: the prediction of every head):")
     for number in range(PICTURES):
         sample = mapper(truths[domains[0].name][number])
@@ -102,7 +103,7 @@ def draw(cfg: CfgNode, model: torch.nn.Module, folder: Path) -> None:
         image = sample["image"].permute(1, 2, 0).numpy()
         truth = {d.name: read_sample_labels(truths[d.name][number], d) for d in domains}
         above = side_by_side(image, truth)
-        below = side_by_side(image, {name: scores.argmax(0).numpy() for name, scores in logits.items()})
+        below = side_by_side(image, {name: scores.argmax(0).cpu().numpy() for name, scores in logits.items()})
         save_image(folder / f"people_{number}.png", np.concatenate([above, below]))
         print(f"  {folder / f'people_{number}.png'}")
 
@@ -119,11 +120,9 @@ def main() -> None:
     training = output / "training"
     run("train_net.py", "--config-file", str(CONFIG), "OUTPUT_DIR", str(training), *arguments.opts)
 
-    cfg = get_cfg()
-    add_sst_config(cfg)
-    merge_config(cfg, str(CONFIG), [*arguments.opts, "OUTPUT_DIR", str(output / "untrained")])
+    cfg = load_config(str(CONFIG), [*arguments.opts, "OUTPUT_DIR", str(output / "untrained")])
     torch.manual_seed(0)
-    model = build_model(cfg)
+    model = SSTTrainer.build_model(cfg)
     SSTTrainer.evaluate(cfg, model)
     kept = report(evaluated(cfg, training), evaluated(cfg, output / "untrained"))
     SSTCheckpointer(model).load(str(training / "model_final.pth"))
@@ -136,4 +135,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except SSTError as error:
+        report_user_error(error)
+        sys.exit(1)

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from PIL import Image
 
+from sst_d2.data.image_io import image_size
 from sst_d2.data.label_io import check_remap
 from sst_d2.errors import DatasetCardError, SSTDataError
 from sst_d2.files import expand_path, read_yaml_mapping
@@ -24,8 +24,7 @@ from sst_d2.label_domains import LabelDomain, get_label_domain
 
 _REQUIRED = ("name", "label_domain", "images", "labels")
 _OPTIONAL = ("root", "ids", "splits", "remap")
-_BUILT_IN_FOLDER = Path(__file__).parent / "cards"
-_EXIF_ORIENTATION = 0x0112
+_BUILT_IN_FOLDER = Path(__file__).resolve().parent / "cards"
 _registered: dict[str, DatasetCard] = {}
 
 
@@ -69,9 +68,9 @@ class DatasetCard:
         path = root / self.ids
         try:
             text = path.read_text(encoding="utf-8")
-        except OSError as reason:
+        except (OSError, UnicodeDecodeError) as reason:
             raise DatasetCardError(
-                f"data set '{self.name}': its list of ids {path} cannot be read ({reason.strerror}). "
+                f"data set '{self.name}': its list of ids {path} cannot be read ({reason}). "
                 f"Prepare the data set (datasets/README.md), or correct the card {self.source}"
             ) from reason
         ids = [line.strip() for line in text.splitlines() if line.strip()]
@@ -106,7 +105,7 @@ class DatasetCard:
             else:
                 sample["remapped_label_file_name"] = label_file
                 sample["label_remap"] = self.remap
-            size = _image_size(sample["file_name"])
+            size = image_size(sample["file_name"])
             if size is not None:
                 sample["height"], sample["width"] = size
             samples.append(sample)
@@ -127,7 +126,7 @@ def read_dataset_cards(path: str | os.PathLike) -> list[DatasetCard]:
         DatasetCardError: the file or a field is not usable.
         LabelDomainError: its label domain is not.
     """
-    path = expand_path(path, error=DatasetCardError)
+    path = expand_path(path, error=DatasetCardError).resolve()
     record = read_yaml_mapping(path, _REQUIRED, _OPTIONAL, DatasetCardError)
     for key in ("name", "label_domain", "images", "labels", "root", "ids"):
         if key in record and (not isinstance(record[key], str) or not record[key]):
@@ -152,7 +151,8 @@ def read_dataset_cards(path: str | os.PathLike) -> list[DatasetCard]:
 def register_dataset_card(path: str | os.PathLike) -> list[str]:
     """Register the data sets of a card file in ``DatasetCatalog`` and ``MetadataCatalog``; the data is not read yet.
 
-    Registering the same card again changes nothing.
+    Registering the same card again changes nothing. A card with the name of a built-in one takes its place, so that a
+    prepared data set may lie anywhere.
 
     Returns:
         The registered names.
@@ -196,11 +196,27 @@ def count_images(name: str) -> int:
     return len(_registered[name].read_ids()) if name in _registered else len(DatasetCatalog.get(name))
 
 
+def require_data(name: str) -> None:
+    """Find out early whether a data set is there: of a card, whether its list of ids is.
+
+    Raises:
+        DatasetCardError: it is not; the message says where it was looked for.
+    """
+    if name in _registered:
+        _registered[name].read_ids()
+
+
 def _register(card: DatasetCard) -> None:
     known = _registered.get(card.name)
     if known == card:
         return
-    if known is not None or card.name in DatasetCatalog.list():
+    if known is not None and known.source.parent == _BUILT_IN_FOLDER:
+        logging.getLogger(__name__).info(
+            "data set '%s': %s takes the place of the built-in card", card.name, card.source
+        )
+        DatasetCatalog.remove(card.name)
+        MetadataCatalog.remove(card.name)
+    elif known is not None or card.name in DatasetCatalog.list():
         owner = f"the card {known.source}" if known is not None else "other code"
         raise DatasetCardError(
             f"{card.source}: the data set name '{card.name}' is taken by {owner}; give yours another name"
@@ -256,15 +272,3 @@ def _card_of_split(record: Mapping[str, Any], split: str | None, domain: LabelDo
         source=path,
         remap=record.get("remap"),
     )
-
-
-def _image_size(path: str) -> tuple[int, int] | None:
-    """(height, width) as the image is shown, upright by its EXIF tag; None where the header is unreadable."""
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            sideways = image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
-    except (OSError, SyntaxError) as reason:
-        logging.getLogger(__name__).debug("%s: the image's header cannot be read: %s", path, reason)
-        return None
-    return (width, height) if sideways else (height, width)

@@ -13,10 +13,13 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from sst_d2.data.image_io import DAMAGE
 from sst_d2.errors import SSTDataError
 from sst_d2.label_domains import LabelDomain
 
 _INDEX_MODES = ("L", "P")
+# Lossless formats: a JPEG would return other ids than were written.
+_FORMATS = ("PNG", "BMP", "PPM")
 
 
 def read_label_map(
@@ -105,12 +108,23 @@ def _read_index_image(path: str | os.PathLike) -> np.ndarray:
                     f"{path}: a label map of mode {image.mode}; allowed are one-channel 8-bit images, modes L and P, "
                     "whose values are class ids. Convert colour renderings to ids first"
                 )
+            if image.format not in _FORMATS:
+                raise SSTDataError(
+                    f"{path}: a label map in the format {image.format}; allowed are the lossless formats "
+                    f"{', '.join(_FORMATS)}, since others change ids"
+                )
+            if image.mode == "L" and _bits_are_scaled(image):
+                raise SSTDataError(
+                    f"{path}: a grey image of fewer than 8 bits, whose ids would be scaled; save it with 8 bits"
+                )
             return np.array(image, dtype=np.uint8)
     except FileNotFoundError as reason:
         raise SSTDataError(f"{path}: the label map does not exist") from reason
     except UnidentifiedImageError as reason:
         raise SSTDataError(f"{path}: is no image file, or an empty one") from reason
-    except (OSError, SyntaxError) as reason:
+    except SSTDataError:
+        raise
+    except DAMAGE as reason:
         raise SSTDataError(f"{path}: the label map cannot be read, it may be damaged or cut off ({reason})") from reason
 
 
@@ -138,3 +152,8 @@ def read_sample_labels(
         f"{sample.get('file_name', 'a dataset dict')}: no label map is named; training and evaluation need "
         "`sem_seg_file_name`, or `remapped_label_file_name` with `label_remap`, in the dataset dict"
     )
+
+
+def _bits_are_scaled(image: Image.Image) -> bool:
+    """Whether Pillow would stretch grey values of 2 or 4 bits to 8 ("L;4" in the list of tiles before loading)."""
+    return any(";" in str(tile[3]) for tile in image.tile)

@@ -197,15 +197,24 @@ def _loader_from_config(
             "set SEED to 0 or more for a run that can be repeated",
             cfg.SEED,
         )
+    seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
     if samples is None:
         samples = load_datasets(cfg.DATASETS.TRAIN, domains)
+    if mapper is None:
+        mapper = SSTDatasetMapper(cfg, is_train=True)
+        mapper.seed = seed
+    without = sorted(set(domains) - {sample["label_domain"] for sample in samples})
+    if without:
+        logging.getLogger(__name__).warning(
+            "no training set has the label domain %s: its head will learn nothing", " or ".join(without)
+        )
     return {
         "samples": samples,
-        "mapper": mapper if mapper is not None else SSTDatasetMapper(cfg, is_train=True),
+        "mapper": mapper,
         "domains": domains,
         "total_batch_size": cfg.SOLVER.IMS_PER_BATCH,
         "sampler": cfg.DATALOADER.SST.SAMPLER,
         "weights": cfg.DATALOADER.SST.WEIGHTS,
         "num_workers": cfg.DATALOADER.NUM_WORKERS,
-        "seed": cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed(),
+        "seed": seed,
     }

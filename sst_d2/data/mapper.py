@@ -10,14 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.data import detection_utils
 from detectron2.data import transforms as T
-from detectron2.utils.file_io import PathManager
-from PIL import Image, ImageOps, UnidentifiedImageError
 
+from sst_d2.data.image_io import read_image
 from sst_d2.data.label_io import read_sample_labels
 from sst_d2.data.transforms import RandomCropPad, RandomMirror, RandomScale, SSTAugInput
-from sst_d2.errors import SSTConfigError, SSTDataError
+from sst_d2.errors import SSTDataError
 from sst_d2.label_domains import LabelDomain, get_label_domain
 
 
@@ -106,39 +104,11 @@ class SSTDatasetMapper:
 def build_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
     """The paper's augmentations: random scale, crop with padding, mirror (``INPUT.SST``, ``INPUT.RANDOM_FLIP``)."""
     mirror = {"none": 0.0, "horizontal": 0.5}
-    if cfg.INPUT.RANDOM_FLIP not in mirror:
-        raise SSTConfigError(f"INPUT.RANDOM_FLIP: '{cfg.INPUT.RANDOM_FLIP}'; allowed are {sorted(mirror)}")
     return [
         RandomScale(tuple(cfg.INPUT.SST.SCALE_RANGE), cfg.INPUT.SST.SCALE_PER_AXIS),
         RandomCropPad(tuple(cfg.INPUT.SST.CROP_SIZE)),
         RandomMirror(mirror[cfg.INPUT.RANDOM_FLIP]),
     ]
-
-
-def read_image(path: str, image_format: str) -> np.ndarray:
-    """Read a photo of 8 bits per channel, turned upright by its EXIF tag. Grey, palette and CMYK photos become colours.
-
-    Returns:
-        (H, W, 3) uint8 in ``image_format``.
-
-    Raises:
-        SSTDataError: the file is absent, empty, damaged, no image, or has more than 8 bits per channel.
-    """
-    try:
-        with PathManager.open(path, "rb") as stream, Image.open(stream) as image:
-            if image.mode.startswith(("I", "F")):
-                raise SSTDataError(
-                    f"{path}: an image of mode {image.mode}, with more than 8 bits per channel, would be clipped; "
-                    "convert it to 8 bits first"
-                )
-            ImageOps.exif_transpose(image, in_place=True)
-            return np.ascontiguousarray(detection_utils.convert_PIL_to_numpy(image, image_format))
-    except FileNotFoundError as reason:
-        raise SSTDataError(f"{path}: the image does not exist") from reason
-    except UnidentifiedImageError as reason:
-        raise SSTDataError(f"{path}: is no image file, or an empty one") from reason
-    except (OSError, SyntaxError) as reason:
-        raise SSTDataError(f"{path}: the image cannot be read, it may be damaged or cut off ({reason})") from reason
 
 
 def _test_resize(cfg: CfgNode) -> list[T.Augmentation]:

@@ -66,7 +66,7 @@ class LabelDomain:
             source: the file, for messages.
         """
         classes = _tuple_of(record["classes"], "classes", source)
-        colors = record.get("colors") or voc_colors(len(classes))
+        colors = voc_colors(len(classes)) if record.get("colors") is None else record["colors"]
         adjacency = record.get("adjacency")
         return cls(
             name=record["name"],

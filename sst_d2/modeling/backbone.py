@@ -13,7 +13,8 @@ from detectron2.modeling.backbone.resnet import BasicBlock
 def build_sst_resnet18_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
     """ResNet-18 whose width follows the configuration; Detectron2's own insists on 64 channels.
 
-    Reads ``MODEL.RESNETS.{STEM_OUT_CHANNELS, RES2_OUT_CHANNELS, NORM, OUT_FEATURES}``; res3, res4, res5 have two,
+    Reads ``MODEL.BACKBONE.FREEZE_AT`` and of ``MODEL.RESNETS`` the keys STEM_OUT_CHANNELS, RES2_OUT_CHANNELS, NORM,
+    OUT_FEATURES; res3, res4, res5 have two,
     four and eight times the channels of res2.
     """
     resnets = cfg.MODEL.RESNETS
@@ -32,4 +33,4 @@ def build_sst_resnet18_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
             )
         )
         in_channels, out_channels = out_channels, out_channels * 2
-    return ResNet(stem, stages, out_features=resnets.OUT_FEATURES)
+    return ResNet(stem, stages, out_features=resnets.OUT_FEATURES).freeze(cfg.MODEL.BACKBONE.FREEZE_AT)

@@ -124,17 +124,6 @@ class SSTDecoder(nn.Module):
                 "set MODEL.RESNETS.OUT_FEATURES to [res2, res3, res4, res5]"
             )
         encoder, decoder = cfg.MODEL.SST.PIXEL_DECODER, cfg.MODEL.SST.DECODER
-        if len(decoder.BLOCKS) != 3:
-            raise SSTConfigError(
-                f"MODEL.SST.DECODER.BLOCKS: {list(decoder.BLOCKS)}; three numbers, strides 16, 8, 4, expected"
-            )
-        for node, key, heads in (("PIXEL_DECODER", "HEADS", encoder.HEADS), ("DECODER", "HEADS", decoder.HEADS)):
-            if heads < 1 or decoder.DIM % heads:
-                raise SSTConfigError(
-                    f"MODEL.SST.{node}.{key}: {heads} does not divide MODEL.SST.DECODER.DIM ({decoder.DIM})"
-                )
-        if decoder.DIM % 4:
-            raise SSTConfigError(f"MODEL.SST.DECODER.DIM: {decoder.DIM}; a multiple of 4 is expected")
         pixel_decoder = SSTPixelDecoder(
             {stride: input_shape[_FEATURES[stride]].channels for stride in (8, 16, 32)},
             dim=decoder.DIM,

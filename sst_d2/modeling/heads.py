@@ -28,7 +28,7 @@ class SSTHeads(nn.ModuleDict):
             raise SSTConfigError(
                 f"MODEL.SST.DOMAINS: {names}; at least one label domain, none of them twice, is expected"
             )
-        taken = [name for name in names if hasattr(nn.ModuleDict, name)]
+        taken = [name for name in names if hasattr(nn.ModuleDict(), name)]
         if taken:
             raise SSTConfigError(
                 f"label domain '{taken[0]}': the name is an attribute of torch's modules; choose another"

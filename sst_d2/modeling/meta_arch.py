@@ -11,6 +11,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from detectron2.structures import ImageList
 from torch import nn
 
+from sst_d2.config_checks import check_values
 from sst_d2.errors import SSTConfigError
 from sst_d2.label_domains import LabelDomain, get_label_domain
 from sst_d2.modeling.decoder import build_sst_decoder
@@ -73,7 +74,8 @@ class SST(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Read ``MODEL``."""
+        """Read ``MODEL``, after a look at all values: a user's own script does not pass through `merge_config`."""
+        check_values(cfg)
         if not cfg.MODEL.SST.DOMAINS:
             raise SSTConfigError(
                 "MODEL.SST.DOMAINS is empty; name at least one label domain, e.g. [pascal_person_part]"

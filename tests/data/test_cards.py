@@ -6,7 +6,13 @@ import yaml
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from sst_d2.data.cards import count_images, read_dataset_cards, register_dataset_card, register_dataset_cards
+from sst_d2.data.cards import (
+    count_images,
+    read_dataset_cards,
+    register_dataset_card,
+    register_dataset_cards,
+    require_data,
+)
 from sst_d2.errors import DatasetCardError, SSTError
 
 
@@ -104,6 +110,38 @@ def test_registering_again_is_fine_and_another_card_of_the_name_is_not(make_data
     other.write_text(path.read_text().replace("name: toy", "name: foreign"))
     with pytest.raises(DatasetCardError, match="'foreign' is taken by other code"):
         register_dataset_card(other)
+
+
+def test_a_prepared_data_set_elsewhere_takes_the_place_of_the_built_in_card(make_dataset, caplog):
+    caplog.set_level("INFO")
+    assert register_dataset_card(make_dataset("elsewhere", name="atr_sem_seg_train")) == ["atr_sem_seg_train"]
+    assert len(DatasetCatalog.get("atr_sem_seg_train")) == 4 and "takes the place of the built-in card" in caplog.text
+
+
+def test_the_same_card_by_another_path_is_the_same_card(make_dataset, monkeypatch):
+    path = make_dataset("toy")
+    register_dataset_card(path)
+    monkeypatch.chdir(path.parent)
+    assert register_dataset_card("../toy/card.yaml") == ["toy"]
+
+
+def test_a_key_that_stands_twice_is_refused(make_dataset):
+    path = make_dataset("toy")
+    path.write_text(path.read_text() + "remap:\n  3: 4\n  3: 6\n")
+    with pytest.raises(DatasetCardError, match="the key 3 stands twice"):
+        read_dataset_cards(path)
+
+
+def test_absent_data_is_found_out_early_and_lists_that_are_no_text_are_refused(make_dataset, monkeypatch, tmp_path):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    with pytest.raises(DatasetCardError, match="list of ids"):
+        require_data("cihp_sem_seg_val")
+    path = make_dataset("toy")
+    register_dataset_card(path)
+    require_data("toy")
+    (path.parent / "ids.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DatasetCardError, match="cannot be read"):
+        require_data("toy")
 
 
 def test_the_label_domain_may_be_a_file_beside_the_card(make_dataset):

@@ -1,5 +1,8 @@
 """The one reader of label maps: right ids or an error by name, never something in between."""
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -39,6 +42,22 @@ def test_other_modes_are_refused_by_name(tmp_path, mode):
         Image.fromarray(IDS).convert(mode).save(path)
     with pytest.raises(SSTDataError, match=f"m.png: a label map of mode {mode}; allowed.*L and P"):
         read_label_map(path, ATR)
+
+
+def test_lossy_formats_and_stretched_grey_values_are_refused(tmp_path):
+    Image.fromarray(IDS).save(tmp_path / "x.jpg")
+    with pytest.raises(SSTDataError, match=r"x\.jpg: a label map in the format JPEG; allowed are the lossless"):
+        read_label_map(tmp_path / "x.jpg", ATR)
+    # A grey PNG of four bits, which Pillow cannot write: header, one row of two pixels, end.
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", 2, 1, 4, 0, 0, 0, 0)),
+        (b"IDAT", zlib.compress(b"\0\x12")),
+        (b"IEND", b""),
+    ]
+    parts = [struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks]
+    (tmp_path / "four.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    with pytest.raises(SSTDataError, match="fewer than 8 bits"):
+        read_label_map(tmp_path / "four.png", ATR)
 
 
 @pytest.mark.parametrize("strange", [18, 200, 254])

@@ -127,6 +127,12 @@ def test_configurations_that_cannot_work_are_refused(cfg, changes, message):
         build_sst_train_loader(cfg)
 
 
+def test_a_domain_without_a_training_set_is_said(cfg, caplog):
+    cfg.DATASETS.TRAIN = ("p", "a")
+    build_sst_train_loader(cfg)
+    assert "no training set has the label domain cihp: its head will learn nothing" in caplog.text
+
+
 def test_without_a_seed_the_log_says_that_the_order_cannot_be_repeated(cfg, caplog):
     cfg.SEED = -1
     build_sst_train_loader(cfg)

@@ -23,6 +23,51 @@ def test_built_in_domains_have_their_official_sizes(name, count, edges, pairs):
     assert name in known_label_domains()
 
 
+OFFICIAL = {
+    "pascal_person_part": "background head torso upper-arm lower-arm upper-leg lower-leg",
+    "atr": "background hat hair sunglasses upper-clothes skirt pants dress belt left-shoe right-shoe face left-leg "
+    "right-leg left-arm right-arm bag scarf",
+    "cihp": "background hat hair glove sunglasses upper-clothes dress coat socks pants torso-skin scarf skirt face "
+    "left-arm right-arm left-leg right-leg left-shoe right-shoe",
+    "lip": "background hat hair glove sunglasses upper-clothes dress coat socks pants jumpsuits scarf skirt face "
+    "left-arm right-arm left-leg right-leg left-shoe right-shoe",
+}
+# Graphonomy's body graphs, written down a second time; of LIP ours.
+EDGES = {
+    "pascal_person_part": "head:torso torso:upper-arm,upper-leg upper-arm:lower-arm upper-leg:lower-leg",
+    "atr": "hat:hair,face hair:face sunglasses:face upper-clothes:skirt,pants,dress,face,left-arm,right-arm,scarf "
+    "skirt:pants,dress,belt,left-leg,right-leg pants:dress,belt,left-shoe,right-shoe,left-leg,right-leg "
+    "dress:face,left-leg,right-leg,left-arm,right-arm left-shoe:left-leg right-shoe:right-leg "
+    "face:left-arm,right-arm,scarf left-arm:bag right-arm:bag",
+    "cihp": "hat:hair,face hair:face sunglasses:face glove:left-arm,right-arm "
+    "upper-clothes:dress,coat,pants,torso-skin,scarf,skirt,left-arm,right-arm "
+    "dress:coat,torso-skin,scarf,left-arm,right-arm,left-leg,right-leg "
+    "coat:pants,torso-skin,scarf,skirt,left-arm,right-arm socks:left-leg,right-leg,left-shoe,right-shoe "
+    "pants:torso-skin,left-leg,right-leg,left-shoe,right-shoe "
+    "torso-skin:scarf,skirt,face,left-arm,right-arm,left-leg,right-leg scarf:face skirt:left-leg,right-leg "
+    "left-leg:left-shoe right-leg:right-shoe",
+    "lip": "hat:hair,face hair:face sunglasses:face glove:left-arm,right-arm "
+    "upper-clothes:dress,coat,pants,jumpsuits,scarf,skirt,left-arm,right-arm "
+    "dress:coat,scarf,left-arm,right-arm,left-leg,right-leg coat:pants,jumpsuits,scarf,skirt,left-arm,right-arm "
+    "jumpsuits:scarf,left-arm,right-arm,left-leg,right-leg socks:left-leg,right-leg,left-shoe,right-shoe "
+    "pants:left-leg,right-leg,left-shoe,right-shoe scarf:face skirt:left-leg,right-leg "
+    "left-leg:left-shoe right-leg:right-shoe",
+}
+
+
+@pytest.mark.parametrize("name", sorted(OFFICIAL))
+def test_classes_and_edges_are_the_published_ones(name):
+    domain = get_label_domain(name)
+    assert list(domain.classes) == OFFICIAL[name].split()
+    expected = {
+        frozenset((a, b))
+        for part in EDGES[name].split()
+        for a in [part.split(":")[0]]
+        for b in part.split(":")[1].split(",")
+    }
+    assert {frozenset(edge) for edge in domain.adjacency} == expected
+
+
 def test_index_10_is_torso_skin_in_cihp_and_jumpsuits_in_lip():
     cihp, lip = get_label_domain("cihp"), get_label_domain("lip")
     assert (cihp.classes[10], lip.classes[10]) == ("torso-skin", "jumpsuits")

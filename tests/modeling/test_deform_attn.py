@@ -76,7 +76,18 @@ def test_gradients_are_those_of_the_function():
     )
 
 
-def test_half_precision_values_keep_their_type_and_their_places():
+def test_half_precision_does_not_move_places():
+    generator = torch.Generator().manual_seed(0)
+    value = torch.randn(1, 64 * 64, 1, 8, generator=generator).bfloat16()
+    locations = torch.rand(1, 50, 1, 1, 1, 2, generator=generator)
+    weights = torch.ones(1, 50, 1, 1, 1)
+    exact = ms_deform_attn(value.double(), [(64, 64)], locations.double(), weights.double())
+    half = ms_deform_attn(value, [(64, 64)], locations, weights)
+    # Rounding of the result alone: 8 bits of mantissa.
+    assert ((half.double() - exact).abs() <= exact.abs() * 2**-8 + 1e-6).all()
+
+
+def test_half_precision_values_keep_their_type():
     value, locations, weights = random_inputs([(4, 5)], points=4)
     half = ms_deform_attn_fused(
         value.bfloat16(), [(4, 5)], locations[:, :, 0, :1, 0], torch.zeros(2, 3, 2, 1, 4, 2), weights.flatten(3)

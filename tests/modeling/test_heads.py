@@ -27,5 +27,6 @@ def test_no_domain_double_domains_and_impossible_names_are_refused():
     for domains in ([], [DOMAINS[0], DOMAINS[0]]):
         with pytest.raises(SSTConfigError, match="MODEL.SST.DOMAINS"):
             SSTHeads(5, domains)
-    with pytest.raises(SSTConfigError, match="'train': the name is an attribute"):
-        SSTHeads(5, [LabelDomain("train", ("a", "b"), ((0, 0, 0),) * 2)])
+    for name in ("train", "training", "keys"):
+        with pytest.raises(SSTConfigError, match=f"'{name}': the name is an attribute"):
+            SSTHeads(5, [LabelDomain(name, ("a", "b"), ((0, 0, 0),) * 2)])

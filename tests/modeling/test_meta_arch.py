@@ -76,6 +76,13 @@ def test_the_ignore_label_of_a_domain_becomes_the_networks_own():
     assert labels.tolist() == [[[0, IGNORE], [IGNORE, IGNORE]]]
 
 
+def test_images_are_normalised_channel_by_channel(model):
+    image = torch.tensor([124.0, 0.0, 255.0]).view(3, 1, 1).expand(3, 32, 32)
+    normalised = model._normalised_images([{"image": image}]).tensor[0, :, 0, 0]
+    expected = [(124.0 - 123.675) / 58.395, (0.0 - 116.28) / 57.12, (255.0 - 103.53) / 57.375]
+    assert normalised.tolist() == pytest.approx(expected, abs=1e-5)
+
+
 @pytest.mark.parametrize("size", [(32, 32), (33, 47), (1, 5), (70, 31)])
 def test_prediction_has_the_size_of_the_input_or_the_size_asked_for(model, size):
     model.eval()

@@ -38,13 +38,15 @@ def ms_deform_attn(
             f"ms_deform_attn: the levels {list(spatial_shapes)} have {sum(areas)} pixels, value has {total}"
         )
     queries, points = sampling_locations.shape[1], sampling_locations.shape[4]
-    grids = (2 * sampling_locations - 1).to(value.dtype)
+    # Half precision would move places by a tenth of a pixel: everything here is float32 at least.
+    working = torch.promote_types(value.dtype, torch.float32)
+    grids = 2 * sampling_locations.to(working) - 1
     sampled = []
     for level, (pixels, (height, width)) in enumerate(zip(value.split(areas, dim=1), spatial_shapes, strict=True)):
-        image = pixels.permute(0, 2, 3, 1).reshape(batch * heads, channels, height, width)
+        image = pixels.to(working).permute(0, 2, 3, 1).reshape(batch * heads, channels, height, width)
         grid = grids[:, :, :, level].transpose(1, 2).flatten(0, 1)
         sampled.append(F.grid_sample(image, grid, mode="bilinear", padding_mode="zeros", align_corners=False))
-    weights = attention_weights.transpose(1, 2).reshape(batch * heads, 1, queries, len(areas) * points)
+    weights = attention_weights.to(working).transpose(1, 2).reshape(batch * heads, 1, queries, len(areas) * points)
     summed = (torch.cat(sampled, dim=-1) * weights).sum(-1)
     return summed.view(batch, heads * channels, queries).transpose(1, 2).to(value.dtype)
 
@@ -58,7 +60,7 @@ def ms_deform_attn_fused(
 ) -> torch.Tensor:
     """`ms_deform_attn` from what the layer's projections give: offsets from reference points, logits before softmax.
 
-    Places are computed in float32 whatever the type of ``value``: half precision would move them visibly.
+    Softmax and places are computed in float32 whatever the type of ``value``.
 
     Args:
         value: (B, S, M, C) float.
@@ -74,4 +76,4 @@ def ms_deform_attn_fused(
     offsets = sampling_offsets.float() / sizes[:, None]
     locations = reference_points.float()[:, :, None, :, None] + offsets
     weights = attention_logits.float().softmax(-1).view(sampling_offsets.shape[:-1])
-    return ms_deform_attn(value, spatial_shapes, locations, weights.to(value.dtype))
+    return ms_deform_attn(value, spatial_shapes, locations, weights)

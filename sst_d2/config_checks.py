@@ -1,0 +1,94 @@
+"""What each value of a configuration may be. One table: a wrong value is one sentence, before anything is built."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import reduce
+from typing import Any
+
+from detectron2.config import CfgNode as CN
+
+from sst_d2.errors import SSTConfigError
+
+
+def _whole(smallest: int) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= smallest
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _list_of(item: Callable[[Any], bool], length: int | None = None) -> Callable[[Any], bool]:
+    return lambda value: (
+        isinstance(value, (list, tuple)) and length in (None, len(value)) and all(item(entry) for entry in value)
+    )
+
+
+def _one_of(*allowed: str) -> tuple[Callable[[Any], bool], str]:
+    return lambda value: value in allowed, "one of " + ", ".join(repr(entry) for entry in allowed)
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str) and value != ""
+
+
+_POSITIVE = (_whole(1), "a whole number from 1 on")
+_TEXTS = (_list_of(_text), "a list of names or paths")
+# Key, test, what is allowed.
+_RULES = (
+    ("MODEL.DEVICE", lambda v: v in ("", "cpu") or v.split(":")[0] == "cuda", "cpu, cuda or cuda:N"),
+    ("MODEL.RESNETS.NORM", *_one_of("FrozenBN", "BN", "SyncBN", "nnSyncBN", "naiveSyncBN", "GN", "LN", "")),
+    ("MODEL.SST.DOMAINS", *_TEXTS),
+    ("MODEL.SST.PIXEL_DECODER.LAYERS", *_POSITIVE),
+    ("MODEL.SST.PIXEL_DECODER.HEADS", *_POSITIVE),
+    ("MODEL.SST.PIXEL_DECODER.POINTS", *_POSITIVE),
+    ("MODEL.SST.PIXEL_DECODER.FFN_DIM", *_POSITIVE),
+    ("MODEL.SST.PIXEL_DECODER.DROPOUT", lambda v: _number(v) and 0 <= v < 1, "a number from 0 on, below 1"),
+    ("MODEL.SST.DECODER.DIM", lambda v: _whole(4)(v) and v % 4 == 0, "a positive multiple of 4"),
+    ("MODEL.SST.DECODER.BLOCKS", _list_of(_whole(1), 3), "three whole numbers from 1 on: strides 16, 8, 4"),
+    ("MODEL.SST.DECODER.HEADS", *_POSITIVE),
+    ("MODEL.SST.DECODER.WINDOW", *_POSITIVE),
+    ("MODEL.SST.DECODER.MLP_RATIO", lambda v: _number(v) and v > 0, "a positive number"),
+    ("MODEL.SST.LOSS_WEIGHTS.SEG", lambda v: _number(v) and v >= 0, "a number from 0 on"),
+    ("INPUT.FORMAT", *_one_of("RGB", "BGR")),
+    ("INPUT.RANDOM_FLIP", *_one_of("horizontal", "none")),
+    ("INPUT.SST.SCALE_RANGE", lambda v: _list_of(_number, 2)(v) and 0 < v[0] <= v[1], "[smallest, largest], positive"),
+    ("INPUT.SST.CROP_SIZE", _list_of(_whole(1), 2), "[height, width] in whole pixels"),
+    ("DATASETS.TRAIN", *_TEXTS),
+    ("DATASETS.TEST", *_TEXTS),
+    ("DATASETS.SST.CARDS", *_TEXTS),
+    ("DATALOADER.NUM_WORKERS", _whole(0), "a whole number from 0 on"),
+    ("DATALOADER.SST.SAMPLER", *_one_of("balanced", "weighted", "proportional")),
+    ("DATALOADER.SST.WEIGHTS", _list_of(lambda v: _number(v) and v > 0), "a list of positive numbers"),
+    ("SOLVER.IMS_PER_BATCH", *_POSITIVE),
+    ("SOLVER.MAX_ITER", *_POSITIVE),
+    ("SOLVER.CHECKPOINT_PERIOD", *_POSITIVE),
+    ("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", *_one_of("full_model", "norm", "value")),
+    ("SOLVER.SST.MAX_EPOCHS", _whole(0), "a whole number from 0 on; 0: SOLVER.MAX_ITER counts"),
+    ("SOLVER.SST.EPOCH_STEPS", _list_of(_whole(1)), "a list of epochs"),
+    ("SOLVER.SST.AMP_DTYPE", *_one_of("float16", "bfloat16")),
+    ("SEED", lambda v: _whole(-(10**9))(v) and v < 2**32, "a whole number below 2**32; negative: drawn anew"),
+)
+
+
+def check_values(cfg: CN) -> None:
+    """Refuse values that nothing can be built from.
+
+    Raises:
+        SSTConfigError: a line per wrong value: key, value, and what is allowed.
+    """
+    wrong = []
+    for key, good, allowed in _RULES:
+        value = reduce(lambda node, name: node[name], key.split("."), cfg)
+        if not good(value):
+            wrong.append(f"{key}: {value!r}; allowed: {allowed}")
+    decoder, encoder = cfg.MODEL.SST.DECODER, cfg.MODEL.SST.PIXEL_DECODER
+    if not wrong:
+        wrong = [
+            f"MODEL.SST.{name}.HEADS: {heads!r}; allowed: divisors of MODEL.SST.DECODER.DIM ({decoder.DIM})"
+            for name, heads in (("DECODER", decoder.HEADS), ("PIXEL_DECODER", encoder.HEADS))
+            if decoder.DIM % heads
+        ]
+    if wrong:
+        raise SSTConfigError("\n  ".join(wrong))
