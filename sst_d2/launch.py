@@ -116,7 +116,7 @@ def _run_process(
             mistake.value = True
         sys.exit(1)
     finally:
-        dist.destroy_process_group()
+        _destroy_groups()
 
 
 def _create_local_groups(num_processes: int, num_machines: int, machine_rank: int) -> None:
@@ -128,6 +128,13 @@ def _create_local_groups(num_processes: int, num_machines: int, machine_rank: in
         group = dist.new_group(list(range(machine * num_processes, (machine + 1) * num_processes)))
         if machine == machine_rank:
             comm._LOCAL_PROCESS_GROUP = group
+
+
+def _destroy_groups() -> None:
+    """Detectron2 keeps groups in variables of its own: what outlives the interpreter aborts the process at its end."""
+    comm._get_global_gloo_group.cache_clear()
+    comm._LOCAL_PROCESS_GROUP = None
+    dist.destroy_process_group()
 
 
 def _free_port() -> int:

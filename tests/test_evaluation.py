@@ -22,6 +22,7 @@ from sst_d2.data.label_io import read_label_map
 from sst_d2.errors import SSTConfigError, SSTDataError
 from sst_d2.evaluation import SSTSemSegEvaluator, confusion_matrix, scores_from_confusion
 from sst_d2.label_domains import get_label_domain
+from sst_d2.launch import launch
 
 PASCAL = get_label_domain("pascal_person_part")
 K, IGNORE = PASCAL.num_classes, PASCAL.ignore_label
@@ -380,17 +381,15 @@ def test_ranks_are_added_and_only_the_first_answers(register, monkeypatch):
     assert ranks[1].evaluate() is None
 
 
-def _rank(rank: int, folder: str) -> None:
+def _evaluate_share(folder: str) -> None:
     """One of two processes: its share of three images, the results on disk."""
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     MetadataCatalog.get("ranks").set(label_domain=PASCAL.name)
-    evaluator = SSTSemSegEvaluator("ranks")
+    evaluator, rank = SSTSemSegEvaluator("ranks"), comm.get_rank()
     for i in range(rank, 3, 2):
         guess = random_maps(3, ignore=0.0, seed=1)[i]
         record = {"file_name": f"{i}.jpg", "sem_seg_file_name": f"{folder}/{i}.png"}
         evaluator.process([record], [{"sem_seg": logits_for(guess, seed=i)}])
     Path(folder, f"rank{rank}.json").write_text(json.dumps(evaluator.evaluate()))
-    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
@@ -398,7 +397,7 @@ def test_two_processes_equal_one_bit_by_bit(register, tmp_path):
     truths, guesses = random_maps(3), random_maps(3, ignore=0.0, seed=1)
     for i, truth in enumerate(truths):
         Image.fromarray(truth.astype(np.uint8)).save(tmp_path / f"{i}.png")
-    torch.multiprocessing.spawn(_rank, args=(str(tmp_path),), nprocs=2)
+    launch(_evaluate_share, 2, args=(str(tmp_path),))
     name, records = register(truths)
     assert json.loads((tmp_path / "rank0.json").read_text())["sem_seg"] == evaluate(name, records, guesses)
     assert json.loads((tmp_path / "rank1.json").read_text()) is None

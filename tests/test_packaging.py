@@ -110,7 +110,7 @@ def test_wheel_holds_nothing_else(wheel_names):
 def test_the_installed_wheel_finds_its_configurations(wheel, tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
-    code = "import sst_d2; print(sst_d2.get_config_file('single/atr_R50.yaml')); print(sst_d2.get_label_domain('lip').name)"
+    code = "import sst_d2 as s; print(s.get_config_file('single/atr_R50.yaml')); print(s.get_label_domain('lip').name)"
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=tmp_path)
     expected = [str(tmp_path / "site/sst_d2/configs/single/atr_R50.yaml"), "lip"]
