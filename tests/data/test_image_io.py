@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from sst_d2.data.image_io import image_size, read_image
 from sst_d2.errors import SSTDataError
@@ -15,14 +15,13 @@ def test_every_orientation_becomes_upright_as_pillow_would_turn_it(tmp_path, tag
     exif = Image.Exif()
     exif[0x0112] = tag
     Image.fromarray(PHOTO).save(tmp_path / "x.png", exif=exif)
-    from PIL import ImageOps
-
     expected = np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / "x.png")))
     image = read_image(str(tmp_path / "x.png"), "RGB")
     assert np.array_equal(image, expected) and image_size(str(tmp_path / "x.png")) == image.shape[:2]
     assert np.array_equal(read_image(str(tmp_path / "x.png"), "BGR"), expected[..., ::-1])
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, of the damage
 def test_damaged_exif_data_never_end_in_anything_but_an_image_or_a_named_error(tmp_path):
     exif = Image.Exif()
     exif[0x0112], exif[0x010E], exif[0x011A] = 6, "a photo", (72, 1)
