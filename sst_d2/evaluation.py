@@ -368,11 +368,11 @@ def _prediction_path(folder: Path, record: Mapping[str, Any]) -> Path:
 def _flat_results(scores: Mapping[str, Any], domain: LabelDomain) -> dict[str, float]:
     """The scores under the keys of Detectron2's `SemSegEvaluator`, in its order."""
 
-    def per_class(key: str) -> dict[str, float]:
+    def _per_class(key: str) -> dict[str, float]:
         return {f"{key}-{name}": float(value) for name, value in zip(domain.classes, scores[key], strict=True)}
 
     first, second = ({key: scores[key] for key in keys} for keys in (("mIoU", "fwIoU"), ("mACC", "pACC")))
-    return {**first, **per_class("IoU"), **second, **per_class("ACC")}
+    return {**first, **_per_class("IoU"), **second, **_per_class("ACC")}
 
 
 def _caption(scores: Mapping[str, Any]) -> str:

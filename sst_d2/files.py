@@ -31,7 +31,7 @@ def expand_path(path: str | os.PathLike, base: Path | None = None, error: type[S
     """
     text = os.fspath(path)
 
-    def value_of(match: re.Match) -> str:
+    def _value_of(match: re.Match) -> str:
         name = match.group(1)
         value = os.environ.get(name) or _DEFAULT_VARIABLES.get(name)
         if value is None:
@@ -40,7 +40,7 @@ def expand_path(path: str | os.PathLike, base: Path | None = None, error: type[S
             )
         return value
 
-    expanded = Path(_VARIABLE.sub(value_of, text)).expanduser()
+    expanded = Path(_VARIABLE.sub(_value_of, text)).expanduser()
     if base is None or expanded.is_absolute() or text.startswith("${"):
         return expanded
     return Path(base) / expanded

@@ -252,7 +252,7 @@ def _splits(record: Mapping[str, Any], path: Path) -> list[str | None]:
 
 
 def _card_of_split(record: Mapping[str, Any], split: str | None, domain: LabelDomain, path: Path) -> DatasetCard:
-    def text(key: str, default: str | None = None) -> str | None:
+    def _text(key: str, default: str | None = None) -> str | None:
         value = record.get(key, default)
         return value if value is None or split is None else value.replace("{split}", split)
 
@@ -263,12 +263,12 @@ def _card_of_split(record: Mapping[str, Any], split: str | None, domain: LabelDo
                 f"{path}: field '{key}': {record[key]!r}; of placeholders {{id}} is known, and {{split}} with `splits`"
             )
     return DatasetCard(
-        name=text("name"),
+        name=_text("name"),
         domain=domain,
-        root=text("root", "."),
-        images=text("images"),
-        labels=text("labels"),
-        ids=text("ids"),
+        root=_text("root", "."),
+        images=_text("images"),
+        labels=_text("labels"),
+        ids=_text("ids"),
         source=path,
         remap=record.get("remap"),
     )
