@@ -3,7 +3,7 @@
 
     python tools/run_demo.py [--output output/demo] [KEY VALUE …]
 
-`make demo` runs it. KEY VALUE pairs change the training's configuration.
+`make demo` runs it. A second call trains no second time. KEY VALUE pairs change the training's configuration.
 """
 
 from __future__ import annotations
@@ -118,7 +118,10 @@ def main() -> None:
     os.environ["DETECTRON2_DATASETS"] = str(output / "datasets")
     run("datasets/make_synthetic_people.py", "--output", str(output / "datasets/synthetic_people"), *PEOPLE)
     training = output / "training"
-    run("train_net.py", "--config-file", str(CONFIG), "OUTPUT_DIR", str(training), *arguments.opts)
+    if (training / "model_final.pth").is_file():
+        print(f"\nThe training in {training} is finished; to train anew, remove this folder.")
+    # An interrupted demo goes on where its last checkpoint was written.
+    run("train_net.py", "--config-file", str(CONFIG), "--resume", "OUTPUT_DIR", str(training), *arguments.opts)
 
     cfg = load_config(str(CONFIG), [*arguments.opts, "OUTPUT_DIR", str(output / "untrained")])
     torch.manual_seed(0)
