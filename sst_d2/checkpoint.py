@@ -202,7 +202,7 @@ class SSTCheckpointer(DetectionCheckpointer):
             raise SSTCheckpointError("the file holds no dict of named tensors, as weights are kept")
         if content.get("sst_format", SST_FORMAT) != SST_FORMAT:
             raise SSTCheckpointError(
-                f"written in format {content['sst_format']} by another version of sst_d2; this one reads {SST_FORMAT}"
+                f"written in format {content['sst_format']!r} by another sst_d2; this one reads {SST_FORMAT!r}"
             )
         return content
 
@@ -249,7 +249,10 @@ class SSTCheckpointer(DetectionCheckpointer):
 
     def _domains_with_other_classes(self, checkpoint: Mapping[str, Any]) -> list[str]:
         records = checkpoint.get("label_domains", [])
-        if not all(isinstance(record, dict) and {"name", "classes"} <= set(record) for record in records):
+        if not isinstance(records, list) or not all(
+            isinstance(record, dict) and isinstance(record.get("name"), str) and isinstance(record.get("classes"), list)
+            for record in records
+        ):
             raise SSTCheckpointError("its label_domains are no records of label domains; the file is damaged")
         theirs = {record["name"]: tuple(record["classes"]) for record in records}
         return [name for name, own in self.model.domains.items() if theirs.get(name, own.classes) != own.classes]

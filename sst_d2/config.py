@@ -120,6 +120,9 @@ def merge_config(cfg: CN, config_file: str, opts: Sequence[str]) -> str | None:
         raise SSTConfigError(
             "--config-file is missing; give a YAML file, e.g. configs/quick_schedules/synthetic_people.yaml"
         )
+    flags = [entry for entry in opts if isinstance(entry, str) and entry.startswith("--")]
+    if flags:
+        raise SSTConfigError(f"{flags[0]} stands behind KEY VALUE pairs; flags come before them")
     if "://" not in config_file and not os.path.isfile(config_file):
         raise SSTConfigError(f"--config-file: there is no file {config_file}; the project's own lie below configs/")
     cfg.MODEL.DEVICE = ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import reduce
 from typing import Any
@@ -34,11 +35,15 @@ def _text(value: Any) -> bool:
 
 
 _POSITIVE = (_whole(1), "a whole number from 1 on")
+_NOT_NEGATIVE = (lambda value: _number(value) and value >= 0, "a number from 0 on")
 _TEXTS = (_list_of(_text), "a list of names or paths")
 # Key, test, what is allowed.
 _RULES = (
-    ("MODEL.DEVICE", lambda v: v in ("", "cpu") or v.split(":")[0] == "cuda", "cpu, cuda or cuda:N"),
-    ("MODEL.RESNETS.NORM", *_one_of("FrozenBN", "BN", "SyncBN", "nnSyncBN", "naiveSyncBN", "GN", "LN", "")),
+    ("MODEL.DEVICE", lambda v: re.fullmatch(r"(cpu|cuda(:\d+)?)?", v) is not None, "cpu, cuda or cuda:N"),
+    ("MODEL.RESNETS.NORM", *_one_of("FrozenBN", "BN", "SyncBN", "nnSyncBN", "naiveSyncBN", "GN", "")),
+    ("MODEL.RESNETS.DEPTH", lambda v: v in (18, 34, 50, 101, 152), "18, 34, 50, 101 or 152"),
+    ("MODEL.PIXEL_MEAN", _list_of(_number, 3), "three numbers, one per channel"),
+    ("MODEL.PIXEL_STD", _list_of(lambda v: _number(v) and v > 0, 3), "three positive numbers, one per channel"),
     ("MODEL.SST.DOMAINS", *_TEXTS),
     ("MODEL.SST.PIXEL_DECODER.LAYERS", *_POSITIVE),
     ("MODEL.SST.PIXEL_DECODER.HEADS", *_POSITIVE),
@@ -50,10 +55,14 @@ _RULES = (
     ("MODEL.SST.DECODER.HEADS", *_POSITIVE),
     ("MODEL.SST.DECODER.WINDOW", *_POSITIVE),
     ("MODEL.SST.DECODER.MLP_RATIO", lambda v: _number(v) and v > 0, "a positive number"),
-    ("MODEL.SST.LOSS_WEIGHTS.SEG", lambda v: _number(v) and v >= 0, "a number from 0 on"),
+    ("MODEL.SST.LOSS_WEIGHTS.SEG", *_NOT_NEGATIVE),
     ("INPUT.FORMAT", *_one_of("RGB", "BGR")),
     ("INPUT.RANDOM_FLIP", *_one_of("horizontal", "none")),
-    ("INPUT.SST.SCALE_RANGE", lambda v: _list_of(_number, 2)(v) and 0 < v[0] <= v[1], "[smallest, largest], positive"),
+    (
+        "INPUT.SST.SCALE_RANGE",
+        lambda v: _list_of(_number, 2)(v) and 0 < v[0] <= v[1] <= 100,
+        "[smallest, largest], to 100",
+    ),
     ("INPUT.SST.CROP_SIZE", _list_of(_whole(1), 2), "[height, width] in whole pixels"),
     ("DATASETS.TRAIN", *_TEXTS),
     ("DATASETS.TEST", *_TEXTS),
@@ -64,22 +73,37 @@ _RULES = (
     ("SOLVER.IMS_PER_BATCH", *_POSITIVE),
     ("SOLVER.MAX_ITER", *_POSITIVE),
     ("SOLVER.CHECKPOINT_PERIOD", *_POSITIVE),
+    ("SOLVER.BASE_LR", *_NOT_NEGATIVE),
+    ("SOLVER.WEIGHT_DECAY", *_NOT_NEGATIVE),
+    ("SOLVER.GAMMA", lambda v: _number(v) and v > 0, "a positive number"),
+    ("SOLVER.STEPS", lambda v: _list_of(_whole(1))(v) and list(v) == sorted(set(v)), "iterations, one after the other"),
+    ("SOLVER.LR_SCHEDULER_NAME", *_one_of("WarmupMultiStepLR", "WarmupCosineLR")),
+    ("SOLVER.WARMUP_METHOD", *_one_of("linear", "constant")),
+    ("SOLVER.CLIP_GRADIENTS.CLIP_VALUE", lambda v: _number(v) and v > 0, "a positive number"),
     ("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", *_one_of("full_model", "norm", "value")),
     ("SOLVER.SST.MAX_EPOCHS", _whole(0), "a whole number from 0 on; 0: SOLVER.MAX_ITER counts"),
     ("SOLVER.SST.EPOCH_STEPS", _list_of(_whole(1)), "a list of epochs"),
     ("SOLVER.SST.AMP_DTYPE", *_one_of("float16", "bfloat16")),
+    ("TEST.EVAL_PERIOD", _whole(0), "a whole number from 0 on; 0: after training only"),
+    ("TEST.EXPECTED_RESULTS", _list_of(lambda v: len(v) == 4), "a list of [task, metric, value, tolerance]"),
     ("SEED", lambda v: _whole(-(10**9))(v) and v < 2**32, "a whole number below 2**32; negative: drawn anew"),
 )
 
 
-def check_values(cfg: CN) -> None:
+def check_values(cfg: CN, below: str = "") -> None:
     """Refuse values that nothing can be built from.
+
+    Args:
+        cfg: the configuration.
+        below: look at keys that begin with it only, e.g. "MODEL.".
 
     Raises:
         SSTConfigError: a line per wrong value: key, value, and what is allowed.
     """
     wrong = []
     for key, good, allowed in _RULES:
+        if not key.startswith(below):
+            continue
         value = reduce(lambda node, name: node[name], key.split("."), cfg)
         if not good(value):
             wrong.append(f"{key}: {value!r}; allowed: {allowed}")

@@ -6,6 +6,7 @@ import argparse
 import logging
 import math
 import os
+import re
 import time
 import weakref
 from collections import OrderedDict
@@ -45,8 +46,13 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg = get_cfg()
     add_sst_config(cfg)
     device_note = merge_config(cfg, args.config_file, args.opts)
+    # Absolute, so that the configuration saved with the run serves from any folder.
+    cfg.DATASETS.SST.CARDS = [_absolute(card) for card in cfg.DATASETS.SST.CARDS]
+    cfg.MODEL.SST.DOMAINS = [_absolute(d) if d.endswith((".yaml", ".yml")) else d for d in cfg.MODEL.SST.DOMAINS]
     register_dataset_cards(cfg.DATASETS.SST.CARDS)
     check_config(cfg)
+    if args.eval_only and not cfg.DATASETS.TEST:
+        raise SSTConfigError("DATASETS.TEST is empty; --eval-only needs at least one data set")
     for name in cfg.DATASETS.TEST:
         require_data(name)  # now, not at the first evaluation
     if not args.eval_only:
@@ -326,7 +332,14 @@ class _Step(SimpleTrainer):
             )
 
 
+# What Gloo says on the processes that are left when one has ended.
+_LOST_PEER = re.compile(r"Connection (closed|reset) by peer|Broken pipe")
 _AMP_TYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def _absolute(path: str) -> str:
+    """A path that a user gave relative to the working directory; those that begin with ~ or a variable stay."""
+    return path if path.startswith(("~", "${")) else os.path.abspath(path)
 
 
 def _by_data_set(cfg: CfgNode, results: dict[str, Any] | None) -> dict[str, Any]:
@@ -341,7 +354,7 @@ def _sentence_instead_of_traceback(record: logging.LogRecord) -> bool:
     if record.exc_info and isinstance(record.exc_info[1], SSTError):
         record.msg, record.args = f"Training stops: {record.exc_info[1]}", ()
         record.exc_info = record.exc_text = None
-    elif record.exc_info and comm.get_world_size() > 1 and "Connection" in str(record.exc_info[1]):
+    elif record.exc_info and comm.get_world_size() > 1 and _LOST_PEER.search(str(record.exc_info[1])):
         record.msg, record.args = "Training stops: another process has ended; its message says why", ()
         record.exc_info = record.exc_text = None
     return True

@@ -57,11 +57,10 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         """
         seen = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
+            key = (key_node.tag, str(key_node.value))
             if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands twice", key_node.start_mark
-                )
+                problem = f"the key {key_node.value!r} stands twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -85,7 +84,7 @@ def read_yaml_mapping(
             record = yaml.load(stream, Loader=_UniqueKeyLoader)  # a safe loader
     except OSError as reason:
         raise error(f"{path}: cannot be read ({reason.strerror})") from reason
-    except (yaml.YAMLError, UnicodeDecodeError) as reason:
+    except (yaml.YAMLError, ValueError, TypeError, IndexError, AttributeError, RecursionError) as reason:
         raise error(f"{path}: is not a YAML file: {reason}") from reason
     if not isinstance(record, dict):
         raise error(

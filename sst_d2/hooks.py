@@ -13,6 +13,8 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 
+from sst_d2.errors import SSTCheckpointError
+
 BEST_CHECKPOINT = "model_best"
 
 
@@ -46,11 +48,23 @@ class SaveBest(HookBase):
         self._best = -math.inf
 
     def before_train(self) -> None:
-        """In a resumed run ask the best checkpoint for its value: the last one was written before its evaluation."""
+        """In a resumed run ask the best checkpoint for its value: the last one was written before its evaluation.
+
+        A new run lays the best checkpoint of an older one in the same folder aside.
+        """
         path = os.path.join(self.trainer.checkpointer.save_dir, f"{BEST_CHECKPOINT}.pth")
-        if self.trainer.start_iter > 0 and os.path.isfile(path):
+        logger = logging.getLogger(__name__)
+        if not os.path.isfile(path):
+            return
+        if self.trainer.start_iter == 0:
+            os.replace(path, path.replace(BEST_CHECKPOINT, f"{BEST_CHECKPOINT}_of_previous_run"))
+            logger.info("%s of an earlier run is kept as %s_of_previous_run.pth", path, BEST_CHECKPOINT)
+            return
+        try:
             state = self.trainer.checkpointer.read(path).get("trainer", {}).get("hooks", {})
             self._best = max(self._best, state.get(type(self).__name__, {}).get("best", -math.inf))
+        except SSTCheckpointError as error:
+            logger.warning("the best checkpoint so far cannot be read, the next evaluation replaces it: %s", error)
 
     def after_step(self) -> None:
         """Compare after an evaluation."""

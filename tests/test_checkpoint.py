@@ -137,7 +137,7 @@ def test_other_colours_of_a_domain_do_not_matter_for_its_weights(saved, tmp_path
         ({"model": "text"}, "no dict of named tensors"),
         ({"epoch": 3, "arch": "resnet50"}, "no dict of named tensors"),
         ({"model": {"a": torch.zeros(1)}, "label_domains": [3]}, "label_domains are no records"),
-        ({"model": {"a": torch.zeros(1)}, "sst_format": 2}, "format 2 by another version of sst_d2; this one reads 1"),
+        ({"model": {"a": torch.zeros(1)}, "sst_format": 2}, "format 2 by another sst_d2; this one reads 1"),
     ],
 )
 def test_foreign_contents_are_refused_by_name(tmp_path, content, message):

@@ -50,6 +50,7 @@ def test_the_device_follows_the_user_and_the_machine(cfg, monkeypatch):
     [
         (["MODEL.SST.DOMAIN", "[]"], "Non-existent.*did you mean MODEL.SST.DOMAINS"),
         (["QQQ.WWW", "1"], "see sst_d2/config.py"),
+        (["SOLVER.MAX_ITER", "3", "--resume"], "--resume stands behind KEY VALUE pairs"),
         (["SOLVER.IMS_PER_BATCH", "many"], "Type mismatch"),
         (["SOLVER.IMS_PER_BATCH"], "has odd length|Override list"),
     ],

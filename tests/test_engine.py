@@ -122,6 +122,16 @@ def test_a_resumed_run_remembers_the_best_value_of_an_evaluation_after_its_check
     assert (best["hooks"]["SaveBest"]["best"], best["iteration"]) == (90.0, 1)
 
 
+def test_a_best_checkpoint_of_an_earlier_run_is_laid_aside_and_a_damaged_one_does_not_stop_a_resume(cfg, caplog):
+    cfg.DATASETS.TEST, best = ("p",), Path(cfg.OUTPUT_DIR) / "model_best.pth"
+    train(cfg)
+    train(cfg)
+    assert (Path(cfg.OUTPUT_DIR) / "model_best_of_previous_run.pth").is_file() and best.is_file()
+    best.write_bytes(b"damaged")
+    train(cfg, resume=True)
+    assert "the best checkpoint so far cannot be read" in caplog.text and best.stat().st_size > 1000
+
+
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")  # the stand-in makes no step
 def test_scaled_gradients_are_unscaled_before_anything_clips_them(cfg):
     class Scaler:

@@ -36,6 +36,9 @@ def test_detectron2s_variable_has_its_default_and_others_must_be_set(monkeypatch
         ("name: 1\n", "the field 'size' is missing"),
         ("name: 1\nsize: 2\nsise: 3\n", "the field 'sise' is unknown .known: colour, name, size."),
         ("name: 1\nname: 2\nsize: 3\n", "the key 'name' stands twice"),
+        ("name: {{ROOT}}\nsize: 1\n", "is not a YAML file"),
+        ("name: 2026-13-45\nsize: 1\n", "is not a YAML file"),
+        ("name: !!int ''\nsize: 1\n", "is not a YAML file"),
         ("name: !!python/object/apply:os.getcwd []\nsize: 1\n", "is not a YAML file"),
     ],
 )

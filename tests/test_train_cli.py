@@ -89,7 +89,7 @@ def test_a_schedule_in_epochs_is_turned_into_iterations(config, tmp_path):
     [
         (["MODEL.SST.DOMAIN", "[]"], "did you mean MODEL.SST.DOMAINS"),
         (["DATASETS.TRAIN", "('nowhere',)"], "data set 'nowhere' is not registered"),
-        (["DATASETS.SST.CARDS", "['none.yaml']"], "no file matches 'none.yaml'"),
+        (["DATASETS.SST.CARDS", "['none.yaml']"], "no file matches .*none.yaml"),
         (
             ["DATASETS.TRAIN", "('cihp_sem_seg_train',)", "MODEL.SST.DOMAINS", "['cihp', 'atr', 'pascal_person_part']"],
             "list of ids",
@@ -101,6 +101,7 @@ def test_a_schedule_in_epochs_is_turned_into_iterations(config, tmp_path):
         ),
         (["MODEL.WEIGHTS", "none.pth"], "none.pth: there is no such file"),
         (["--eval-only"], "MODEL.WEIGHTS is empty"),
+        (["--eval-only", "DATASETS.TEST", "()"], "DATASETS.TEST is empty"),
         (["SOLVER.AMP.ENABLED", "True"], "needs a GPU"),
         (["MODEL.META_ARCHITECTURE", "Nothing"], "Nothing"),
         (["MODEL.BACKBONE.NAME", "Nothing"], "Nothing"),

@@ -121,7 +121,7 @@ def main() -> None:
     if (training / "model_final.pth").is_file():
         print(f"\nThe training in {training} is finished; to train anew, remove this folder.")
     # An interrupted demo goes on where its last checkpoint was written.
-    run("train_net.py", "--config-file", str(CONFIG), "--resume", "OUTPUT_DIR", str(training), *arguments.opts)
+    run("train_net.py", "--config-file", str(CONFIG), "--resume", *arguments.opts, "OUTPUT_DIR", str(training))
 
     cfg = load_config(str(CONFIG), [*arguments.opts, "OUTPUT_DIR", str(output / "untrained")])
     torch.manual_seed(0)

@@ -211,7 +211,7 @@ def _register(card: DatasetCard) -> None:
     if known == card:
         return
     if known is not None and known.source.parent == _BUILT_IN_FOLDER:
-        logging.getLogger(__name__).info(
+        logging.getLogger(__name__).warning(
             "data set '%s': %s takes the place of the built-in card", card.name, card.source
         )
         DatasetCatalog.remove(card.name)

@@ -15,6 +15,7 @@ from sst_d2.errors import SSTDataError
 # What Pillow raises for files that are cut off, altered or absurdly large.
 DAMAGE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 _ORIENTATION = 0x0112
+_PNG_EXIF = {"exif", "Raw profile type exif"}
 _UPRIGHT = {
     2: (Image.Transpose.FLIP_LEFT_RIGHT, False),
     3: (Image.Transpose.ROTATE_180, False),
@@ -41,11 +42,14 @@ def read_image(path: str, image_format: str) -> np.ndarray:
     """
     try:
         with PathManager.open(path, "rb") as stream, Image.open(stream) as image:
-            if image.mode.startswith(("I", "F")):
+            if image.mode.startswith(("I", "F")) or any(";16" in str(tile[3]) for tile in image.tile):
                 raise SSTDataError(
-                    f"{path}: an image of mode {image.mode}, with more than 8 bits per channel, would be clipped; "
+                    f"{path}: an image of mode {image.mode} with more than 8 bits per channel would be clipped; "
                     "convert it to 8 bits first"
                 )
+            # Decoded here, so that damage is named: Pillow decodes PNG files for their EXIF data too, and its second
+            # attempt after a failed one would give what has been decoded so far.
+            image.load()
             method, _ = _UPRIGHT.get(_orientation(image), (None, False))
             upright = image if method is None else image.transpose(method)
             return np.ascontiguousarray(convert_PIL_to_numpy(upright, image_format))
@@ -73,6 +77,8 @@ def image_size(path: str) -> tuple[int, int] | None:
 
 def _orientation(image: Image.Image) -> object:
     """The EXIF tag as it stands; of damaged EXIF data None: the photo is then taken as it lies, as Detectron2 does."""
+    if image.format == "PNG" and not _PNG_EXIF & set(image.info):
+        return None  # Pillow would decode the whole image to look for it
     try:
         return image.getexif().get(_ORIENTATION)
     except (*DAMAGE, AttributeError, IndexError, KeyError, OverflowError, TypeError, struct.error) as reason:

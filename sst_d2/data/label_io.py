@@ -18,8 +18,6 @@ from sst_d2.errors import SSTDataError
 from sst_d2.label_domains import LabelDomain
 
 _INDEX_MODES = ("L", "P")
-# Lossless formats: a JPEG would return other ids than were written.
-_FORMATS = ("PNG", "BMP", "PPM")
 
 
 def read_label_map(
@@ -31,7 +29,7 @@ def read_label_map(
     """Read a label image whose pixel values are class ids.
 
     Args:
-        path: an 8-bit image of one channel: mode L, or mode P, whose raw indices are taken and whose palette is not.
+        path: an 8-bit PNG of one channel: mode L, or mode P, whose raw indices are taken and whose palette is not.
         domain: the label domain that the ids belong to.
         size: (height, width) that the map must have; None: any.
         remap: from the file's ids to ids of ``domain`` or its ignore label; every id that occurs must be named.
@@ -108,10 +106,9 @@ def _read_index_image(path: str | os.PathLike) -> np.ndarray:
                     f"{path}: a label map of mode {image.mode}; allowed are one-channel 8-bit images, modes L and P, "
                     "whose values are class ids. Convert colour renderings to ids first"
                 )
-            if image.format not in _FORMATS:
+            if image.format != "PNG":
                 raise SSTDataError(
-                    f"{path}: a label map in the format {image.format}; allowed are the lossless formats "
-                    f"{', '.join(_FORMATS)}, since others change ids"
+                    f"{path}: a label map in the format {image.format}; PNG is allowed, since others may change ids"
                 )
             if image.mode == "L" and _bits_are_scaled(image):
                 raise SSTDataError(

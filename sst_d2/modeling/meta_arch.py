@@ -74,8 +74,8 @@ class SST(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Read ``MODEL``, after a look at all values: a user's own script does not pass through `merge_config`."""
-        check_values(cfg)
+        """Read ``MODEL``, after a look at its values: a user's own script does not pass through `merge_config`."""
+        check_values(cfg, below="MODEL.")
         if not cfg.MODEL.SST.DOMAINS:
             raise SSTConfigError(
                 "MODEL.SST.DOMAINS is empty; name at least one label domain, e.g. [pascal_person_part]"

@@ -128,7 +128,7 @@ def test_the_same_card_by_another_path_is_the_same_card(make_dataset, monkeypatc
 def test_a_key_that_stands_twice_is_refused(make_dataset):
     path = make_dataset("toy")
     path.write_text(path.read_text() + "remap:\n  3: 4\n  3: 6\n")
-    with pytest.raises(DatasetCardError, match="the key 3 stands twice"):
+    with pytest.raises(DatasetCardError, match="the key '3' stands twice"):
         read_dataset_cards(path)
 
 

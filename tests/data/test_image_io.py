@@ -46,3 +46,14 @@ def test_absurdly_large_headers_are_refused_by_name(tmp_path, monkeypatch):
     with pytest.raises(SSTDataError, match=r"x\.png: the image cannot be read"):
         read_image(str(tmp_path / "x.png"), "RGB")
     assert image_size(str(tmp_path / "x.png")) is None
+
+
+def test_a_damaged_png_is_named_and_never_read_as_other_pixels(tmp_path):
+    Image.fromarray(PHOTO).save(tmp_path / "x.png")
+    whole = (tmp_path / "x.png").read_bytes()
+    for place in range(60, len(whole) - 60, 97):
+        content = bytearray(whole)
+        content[place] ^= 0x55
+        (tmp_path / "y.png").write_bytes(bytes(content))
+        with pytest.raises(SSTDataError, match=r"y\.png: "):
+            read_image(str(tmp_path / "y.png"), "RGB")

@@ -46,7 +46,7 @@ def test_other_modes_are_refused_by_name(tmp_path, mode):
 
 def test_lossy_formats_and_stretched_grey_values_are_refused(tmp_path):
     Image.fromarray(IDS).save(tmp_path / "x.jpg")
-    with pytest.raises(SSTDataError, match=r"x\.jpg: a label map in the format JPEG; allowed are the lossless"):
+    with pytest.raises(SSTDataError, match=r"x\.jpg: a label map in the format JPEG; PNG is allowed"):
         read_label_map(tmp_path / "x.jpg", ATR)
     # A grey PNG of four bits, which Pillow cannot write: header, one row of two pixels, end.
     chunks = [

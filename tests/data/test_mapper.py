@@ -121,7 +121,7 @@ def test_photos_of_every_kind_become_upright_colours_or_are_refused(make_dataset
     Image.fromarray(photo).save(sample["file_name"], exif=exif)
     assert np.array_equal(mapper(sample)["image"].permute(1, 2, 0).numpy(), photo[::-1, ::-1])
     Image.fromarray(photo[..., 0].astype(np.uint16) * 200).save(sample["file_name"])
-    with pytest.raises(SSTDataError, match="an image of mode I;16, with more than 8 bits"):
+    with pytest.raises(SSTDataError, match="an image of mode I;16 with more than 8 bits"):
         mapper(sample)
 
 
