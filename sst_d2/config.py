@@ -106,11 +106,8 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CN:
     return cfg
 
 
-def merge_config(cfg: CN, config_file: str, opts: Sequence[str]) -> str | None:
+def merge_config(cfg: CN, config_file: str, opts: Sequence[str]) -> None:
     """Merge a YAML file, read by the safe loader only, and KEY VALUE pairs, into ``cfg``; then choose the device.
-
-    Returns:
-        A line for the log where the device was chosen, else None.
 
     Raises:
         SSTConfigError: the file cannot be read, a key is unknown (similar ones are named), or a value is not
@@ -138,27 +135,21 @@ def merge_config(cfg: CN, config_file: str, opts: Sequence[str]) -> str | None:
             message = _unknown_key(message, known)
         raise SSTConfigError(f"configuration {config_file}: {message}") from reason
     check_values(cfg)
-    return resolve_device(cfg)
+    resolve_device(cfg)
 
 
-def resolve_device(cfg: CN) -> str | None:
+def resolve_device(cfg: CN) -> None:
     """Set an empty ``MODEL.DEVICE`` to "cuda" where torch sees a GPU, else to "cpu".
-
-    Returns:
-        A line for the log where it became "cpu", else None.
 
     Raises:
         SSTConfigError: a GPU is asked for and torch sees none.
     """
     if not cfg.MODEL.DEVICE:
         cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-        if cfg.MODEL.DEVICE == "cpu":
-            return "torch sees no GPU: running on the CPU (MODEL.DEVICE cpu)"
     elif cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         raise SSTConfigError(
             f"MODEL.DEVICE: '{cfg.MODEL.DEVICE}', but torch sees no GPU; leave the key out or set it to cpu"
         )
-    return None
 
 
 def get_config_file(name: str) -> str:

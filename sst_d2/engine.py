@@ -13,7 +13,7 @@ from collections import OrderedDict
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer, SimpleTrainer, TrainerBase, default_argument_parser, default_setup
 from detectron2.evaluation import DatasetEvaluator, verify_results
@@ -23,7 +23,7 @@ from detectron2.utils.logger import setup_logger
 from torch.nn.parallel import DistributedDataParallel
 
 from sst_d2.checkpoint import SSTCheckpointer
-from sst_d2.config import add_sst_config, merge_config
+from sst_d2.config import load_config
 from sst_d2.data import SSTDatasetMapper, build_sst_train_loader, register_dataset_cards
 from sst_d2.data.cards import count_images, require_data
 from sst_d2.data.loader import SSTTrainLoader, dataset_domain
@@ -43,9 +43,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     Raises:
         SSTConfigError: a file, a key or a value is not usable.
     """
-    cfg = get_cfg()
-    add_sst_config(cfg)
-    device_note = merge_config(cfg, args.config_file, args.opts)
+    cfg = load_config(args.config_file, args.opts)
     # Absolute, so that the configuration saved with the run serves from any folder.
     cfg.DATASETS.SST.CARDS = [_absolute(card) for card in cfg.DATASETS.SST.CARDS]
     cfg.MODEL.SST.DOMAINS = [_absolute(d) if d.endswith((".yaml", ".yml")) else d for d in cfg.MODEL.SST.DOMAINS]
@@ -66,8 +64,9 @@ def setup(args: argparse.Namespace) -> CfgNode:
         ) from reason
     setup_logger(output=cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="sst_d2")
     logging.getLogger("detectron2.engine.train_loop").addFilter(_sentence_instead_of_traceback)
-    if device_note:
-        logging.getLogger(__name__).info(device_note)
+    if cfg.MODEL.DEVICE == "cpu":
+        seen = "a GPU" if torch.cuda.is_available() else "no GPU"
+        logging.getLogger(__name__).info("running on the CPU (MODEL.DEVICE cpu); torch sees %s", seen)
     return cfg
 
 

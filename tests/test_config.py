@@ -29,20 +29,21 @@ def test_config_files_are_found_by_name_and_unknown_names_list_them():
         get_config_file("single/atr.yaml")
 
 
-def test_a_file_and_pairs_are_merged_and_the_cpu_is_chosen_with_a_line(cfg, monkeypatch):
+def test_a_file_and_pairs_are_merged_and_the_cpu_is_chosen(cfg, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    note = merge_config(cfg, get_config_file("single/cihp_R50.yaml"), ["SOLVER.IMS_PER_BATCH", "8"])
+    merge_config(cfg, get_config_file("single/cihp_R50.yaml"), ["SOLVER.IMS_PER_BATCH", "8"])
     assert (cfg.SOLVER.IMS_PER_BATCH, cfg.MODEL.SST.DOMAINS, cfg.MODEL.DEVICE) == (8, ["cihp"], "cpu")
-    assert "running on the CPU" in note
 
 
 def test_the_device_follows_the_user_and_the_machine(cfg, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert merge_config(cfg, get_config_file("single/cihp_R50.yaml"), []) is None and cfg.MODEL.DEVICE == "cuda"
+    merge_config(cfg, get_config_file("single/cihp_R50.yaml"), [])
+    assert cfg.MODEL.DEVICE == "cuda"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SSTConfigError, match="MODEL.DEVICE: 'cuda', but torch sees no GPU"):
         resolve_device(cfg)
-    assert merge_config(cfg, get_config_file("single/cihp_R50.yaml"), ["MODEL.DEVICE", "cpu"]) is None
+    merge_config(cfg, get_config_file("single/cihp_R50.yaml"), ["MODEL.DEVICE", "cpu"])
+    assert cfg.MODEL.DEVICE == "cpu"
 
 
 @pytest.mark.parametrize(

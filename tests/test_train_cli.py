@@ -62,6 +62,7 @@ def test_train_resume_and_evaluate(config, tmp_path, capfd):
     run(config)
     out = tmp_path / "out"
     assert {"model_final.pth", "last_checkpoint", "config.yaml", "metrics.json", "log.txt"} <= set(os.listdir(out))
+    assert "running on the CPU (MODEL.DEVICE cpu)" in (out / "log.txt").read_text()
     run(config, "--resume", "SOLVER.MAX_ITER", "4")
     assert torch.load(out / "model_final.pth", weights_only=True)["trainer"]["iteration"] == 3
     capfd.readouterr()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 SIDES = ("left", "right")
-NECK, CHIN, WAIST, CROTCH, HIP_JOINT = 0.838, 0.855, 0.630, 0.470, 0.520
+NECK, WAIST, CROTCH, HIP_JOINT = 0.838, 0.630, 0.470, 0.520
 UPPER_ARM, LOWER_ARM, UPPER_LEG, LOWER_LEG, FOOT = 0.165, 0.142, 0.245, 0.230, 0.088
 HEAD_WIDTH, HEAD_HEIGHT = 0.056, 0.078  # half axes of the skull
 
