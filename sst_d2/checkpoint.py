@@ -6,29 +6,19 @@ A checkpoint is Detectron2's own, plus ``label_domains`` (the full records), ``c
 from __future__ import annotations
 
 import os
-import pickle
 import re
 from collections.abc import Mapping
 from typing import Any
 from urllib.error import URLError
 
-import numpy as np
 import torch
-import torchvision
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
-from detectron2.utils.file_io import PathManager
-from iopath.common.file_io import PathHandler
 from tabulate import tabulate
 
+from sst_d2.checkpoint_io import SST_FORMAT, read_checkpoint, write_whole
 from sst_d2.errors import SSTCheckpointError
 
-SST_FORMAT = 1
-# What torch and pickle raise for files that are cut off, altered or of another kind.
-_UNREADABLE = (
-    *(RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError, ImportError),
-    *(EOFError, OverflowError, MemoryError, OSError, pickle.UnpicklingError),
-)
 # Parts that a start from other weights may lack or hold in another shape: they belong to label domains, not to people.
 _DOMAIN_PARTS = ("heads.", "auxiliary.")
 # Classifiers of ImageNet networks, and counters of batch norm that frozen and group norm do not have.
@@ -68,12 +58,15 @@ class SSTCheckpointer(DetectionCheckpointer):
         self._strict = True
 
     def save(self, name: str, tag_last: bool = True, **kwargs: Any) -> None:
-        """Write ``<save_dir>/<name>.pth``; an interrupted write leaves the old files.
+        """Write ``<save_dir>/<name>.pth``; an interrupted write leaves the old files as they are.
 
         Args:
             name: of the file, without its ending.
             tag_last: make it the checkpoint that a resumed run goes on from.
             kwargs: further plain data to keep.
+
+        Raises:
+            SSTCheckpointError: the file cannot be written; nothing half-written is left.
         """
         if not self.save_dir or not self.save_to_disk:
             return
@@ -87,10 +80,18 @@ class SSTCheckpointer(DetectionCheckpointer):
         )
         path = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info("Saving checkpoint to %s", path)
-        torch.save(data, f"{path}.partial")
-        os.replace(f"{path}.partial", path)
+        write_whole(path, lambda stream: torch.save(data, stream))
         if tag_last:
             self.tag_last_checkpoint(os.path.basename(path))
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Write into ``<save_dir>/last_checkpoint`` which file a resumed run goes on from.
+
+        Raises:
+            SSTCheckpointError: as `save`.
+        """
+        path = os.path.join(self.save_dir, "last_checkpoint")
+        write_whole(path, lambda stream: stream.write(last_filename_basename.encode()))
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """Load a checkpoint of this very network: every key must be there and fit.
@@ -178,33 +179,8 @@ class SSTCheckpointer(DetectionCheckpointer):
         return local
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        """Read without executing anything that the file holds; "model" is a dict of tensors afterwards."""
-        try:
-            if filename.endswith(".pkl"):
-                with open(filename, "rb") as stream:
-                    loaded = _ArrayUnpickler(stream, encoding="latin1").load()
-            else:
-                loaded = torch.load(filename, map_location="cpu", weights_only=True)
-        except SSTCheckpointError:
-            raise
-        except _UNREADABLE as reason:
-            first_line = (str(reason).strip().splitlines() or [type(reason).__name__])[0]
-            raise SSTCheckpointError(
-                f"cannot be read as a checkpoint ({first_line}).\nThe file is damaged, cut off or of another "
-                "program; take another checkpoint, or fetch it again"
-            ) from reason
-        content = dict(loaded) if isinstance(loaded, dict) else {}
-        # Detectron2 keeps weights under "model", many other programs under "state_dict"; torchvision's are bare.
-        weights = content.setdefault("model", content.get("state_dict", loaded))
-        if not isinstance(weights, dict) or not all(
-            isinstance(key, str) and isinstance(value, (torch.Tensor, np.ndarray)) for key, value in weights.items()
-        ):
-            raise SSTCheckpointError("the file holds no dict of named tensors, as weights are kept")
-        if content.get("sst_format", SST_FORMAT) != SST_FORMAT:
-            raise SSTCheckpointError(
-                f"written in format {content['sst_format']!r} by another sst_d2; this one reads {SST_FORMAT!r}"
-            )
-        return content
+        """Detectron2's own reading is replaced: nothing that the file holds is executed."""
+        return read_checkpoint(filename)
 
     def _load_model(self, checkpoint: dict[str, Any]) -> None:
         weights = _our_names({key: torch.as_tensor(value) for key, value in checkpoint.pop("model").items()})
@@ -256,55 +232,6 @@ class SSTCheckpointer(DetectionCheckpointer):
             raise SSTCheckpointError("its label_domains are no records of label domains; the file is damaged")
         theirs = {record["name"]: tuple(record["classes"]) for record in records}
         return [name for name, own in self.model.domains.items() if theirs.get(name, own.classes) != own.classes]
-
-
-class _TorchvisionWeights(PathHandler):
-    """``torchvision://resnet50``: torchvision's ImageNet weights of that network (RGB), fetched once and kept."""
-
-    PREFIX = "torchvision://"
-
-    def _get_supported_prefixes(self) -> list[str]:
-        return [self.PREFIX]
-
-    def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
-        name = path.removeprefix(self.PREFIX)
-        try:
-            weights = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"]
-        except (KeyError, ValueError) as reason:
-            raise SSTCheckpointError(f"torchvision has no ImageNet weights of a network '{name}'") from reason
-        return PathManager.get_local_path(weights.url, force=force)
-
-
-PathManager.register_handler(_TorchvisionWeights(), allow_override=True)
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Reads arrays in plain containers, the form of Detectron2's model zoo, and refuses the rest."""
-
-    _ALLOWED = frozenset(
-        {
-            ("collections", "OrderedDict"),
-            ("_codecs", "encode"),
-            ("numpy", "ndarray"),
-            ("numpy", "dtype"),
-            ("numpy.core.multiarray", "_reconstruct"),
-            ("numpy.core.multiarray", "scalar"),
-            ("numpy._core.multiarray", "_reconstruct"),
-            ("numpy._core.multiarray", "scalar"),
-        }
-    )
-
-    def find_class(self, module: str, name: str) -> Any:
-        """The few constructors that arrays need."""
-        if (module, name) not in self._ALLOWED:
-            raise SSTCheckpointError(
-                f"the file asks to load {module}.{name}; only arrays in plain containers are read from a .pkl file, "
-                "since others can execute code. Convert the weights to a .pth file of tensors"
-            )
-        if name in ("_reconstruct", "scalar"):
-            # NumPy 1 and 2 name this module differently.
-            module = np.ndarray.__reduce__(np.zeros(0))[0].__module__
-        return super().find_class(module, name)
 
 
 def _our_names(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

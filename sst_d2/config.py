@@ -32,6 +32,11 @@ def add_sst_config(cfg: CN) -> None:
             "SCALE_PER_AXIS": False,
             # (height, width) of the training crop in pixels; smaller images are padded (image 0, label: ignore).
             "CROP_SIZE": [512, 512],
+            # Training images or label maps that cannot be read or do not fit: "stop", or "skip": take another image
+            # of the same label domain in their place. Evaluation always stops.
+            "BAD_SAMPLES": "stop",
+            # With "skip": the most bad files per process; one more stops the run.
+            "MAX_BAD_SAMPLES": 100,
         }
     )
     # Dataset card files, or globs of them, to register besides the built-in ones. Relative to the working directory.
@@ -53,12 +58,22 @@ def add_sst_config(cfg: CN) -> None:
             "MAX_EPOCHS": 0,
             # Epochs after which the learning rate is multiplied by SOLVER.GAMMA; read with MAX_EPOCHS only.
             "EPOCH_STEPS": [],
+            # Parts of a batch that go through the network one after the other; their gradients add up. For small GPUs:
+            # SOLVER.IMS_PER_BATCH stays the total, and the segmentation losses are those of the whole batch.
+            "ACCUMULATE": 1,
             # Type of the autocast when SOLVER.AMP.ENABLED: "float16" or "bfloat16".
             "AMP_DTYPE": "float16",
         }
     )
-    # Write every predicted label map as a PNG below OUTPUT_DIR/inference when evaluating.
-    cfg.TEST.SST = CN({"SAVE_PREDICTIONS": False})
+    cfg.TEST.SST = CN(
+        {
+            # Write every predicted label map as a PNG below OUTPUT_DIR/inference when evaluating.
+            "SAVE_PREDICTIONS": False,
+            # With TEST.AUG.ENABLED: factors of the image's size, each seen plain and, with TEST.AUG.FLIP, mirrored, as
+            # in Graphonomy and Grapy-ML. TEST.AUG.MIN_SIZES and MAX_SIZE, lengths of edges, are not read.
+            "SCALES": [0.5, 0.75, 1.0, 1.25, 1.5, 1.75],
+        }
+    )
 
 
 def _model_node() -> CN:

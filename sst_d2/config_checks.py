@@ -64,6 +64,8 @@ _RULES = (
         "[smallest, largest], to 100",
     ),
     ("INPUT.SST.CROP_SIZE", _list_of(_whole(1), 2), "[height, width] in whole pixels"),
+    ("INPUT.SST.BAD_SAMPLES", *_one_of("stop", "skip")),
+    ("INPUT.SST.MAX_BAD_SAMPLES", *_POSITIVE),
     ("DATASETS.TRAIN", *_TEXTS),
     ("DATASETS.TEST", *_TEXTS),
     ("DATASETS.SST.CARDS", *_TEXTS),
@@ -83,8 +85,14 @@ _RULES = (
     ("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", *_one_of("full_model", "norm", "value")),
     ("SOLVER.SST.MAX_EPOCHS", _whole(0), "a whole number from 0 on; 0: SOLVER.MAX_ITER counts"),
     ("SOLVER.SST.EPOCH_STEPS", _list_of(_whole(1)), "a list of epochs"),
+    ("SOLVER.SST.ACCUMULATE", *_POSITIVE),
     ("SOLVER.SST.AMP_DTYPE", *_one_of("float16", "bfloat16")),
     ("TEST.EVAL_PERIOD", _whole(0), "a whole number from 0 on; 0: after training only"),
+    (
+        "TEST.SST.SCALES",
+        lambda v: _list_of(lambda s: _number(s) and 0 < s <= 10)(v) and len(v) > 0,
+        "a list of at least one positive number, to 10",
+    ),
     ("TEST.EXPECTED_RESULTS", _list_of(lambda v: len(v) == 4), "a list of [task, metric, value, tolerance]"),
     ("SEED", lambda v: _whole(-(10**9))(v) and v < 2**32, "a whole number below 2**32; negative: drawn anew"),
 )

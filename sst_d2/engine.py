@@ -7,15 +7,16 @@ import logging
 import math
 import os
 import re
-import time
 import weakref
 from collections import OrderedDict
 from typing import Any
 
+import detectron2
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
-from detectron2.engine import DefaultTrainer, SimpleTrainer, TrainerBase, default_argument_parser, default_setup
+from detectron2.engine import DefaultTrainer, TrainerBase, default_argument_parser, default_setup
+from detectron2.engine.hooks import EvalHook, PeriodicWriter
 from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, build_model
 from detectron2.utils import comm
@@ -27,11 +28,14 @@ from sst_d2.config import load_config
 from sst_d2.data import SSTDatasetMapper, build_sst_train_loader, register_dataset_cards
 from sst_d2.data.cards import count_images, require_data
 from sst_d2.data.loader import SSTTrainLoader, dataset_domain
-from sst_d2.errors import SSTConfigError, SSTError, SSTNumericError
+from sst_d2.errors import SSTCheckpointError, SSTConfigError, SSTError
 from sst_d2.evaluation import SSTSemSegEvaluator
-from sst_d2.hooks import SaveBest, SeedEveryStep
+from sst_d2.hooks import FinishStep, SaveBest, SeedEveryStep
+from sst_d2.inference import SSTWithTTA
 from sst_d2.label_domains import get_label_domain
+from sst_d2.launch import WORKER_DIED
 from sst_d2.optimizer import build_optimizer, full_model_clip
+from sst_d2.train_step import TrainStep
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
@@ -134,13 +138,14 @@ class SSTTrainer(DefaultTrainer):
         if comm.get_world_size() > 1:
             device_ids = [comm.get_local_rank()] if cfg.MODEL.DEVICE.startswith("cuda") else None
             model = DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False)
-        amp_type = _AMP_TYPES[cfg.SOLVER.SST.AMP_DTYPE]
-        self._trainer = _Step(
+        amp_type = getattr(torch, cfg.SOLVER.SST.AMP_DTYPE)
+        self._trainer = TrainStep(
             model,
             self._loader,
             optimizer,
             clip_norm=full_model_clip(cfg),
             amp_type=amp_type if cfg.SOLVER.AMP.ENABLED else None,
+            accumulate=cfg.SOLVER.SST.ACCUMULATE,
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = SSTCheckpointer(model, cfg.OUTPUT_DIR, config=cfg.dump(), trainer=weakref.proxy(self))
@@ -174,22 +179,40 @@ class SSTTrainer(DefaultTrainer):
         return build_detection_test_loader(cfg, dataset_name, mapper=SSTDatasetMapper(cfg, is_train=False))
 
     @classmethod
-    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-        """`SSTSemSegEvaluator`, writing below ``OUTPUT_DIR/inference/<dataset_name>``."""
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str = "inference") -> DatasetEvaluator:
+        """`SSTSemSegEvaluator`, writing below ``OUTPUT_DIR/<output_folder>/<dataset_name>``."""
         return SSTSemSegEvaluator(
             dataset_name,
-            output_dir=os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name),
+            output_dir=os.path.join(cfg.OUTPUT_DIR, output_folder, dataset_name),
             save_predictions=cfg.TEST.SST.SAVE_PREDICTIONS,
         )
 
     @classmethod
     def evaluate(cls, cfg: CfgNode, model: torch.nn.Module) -> dict[str, Any]:
-        """Evaluate on every data set of ``DATASETS.TEST``.
+        """Evaluate on every data set of ``DATASETS.TEST``; with ``TEST.AUG.ENABLED`` also as `test_with_TTA`.
 
         Returns:
             by data set, by task, by metric; empty on other processes than the main one.
         """
-        return _by_data_set(cfg, cls.test(cfg, model))
+        results = _by_data_set(cfg, cls.test(cfg, model))
+        augmented = _by_data_set(cfg, cls.test_with_TTA(cfg, model)) if cfg.TEST.AUG.ENABLED else {}
+        return {name: {**tasks, **augmented.get(name, {})} for name, tasks in results.items()}
+
+    @classmethod
+    def test_with_TTA(cls, cfg: CfgNode, model: torch.nn.Module) -> Any:
+        """As `test`, with test-time augmentation: the tasks are named "<task>_TTA", the folder ``inference_TTA``."""
+        logger, augmented = logging.getLogger(__name__), SSTWithTTA(cfg, model)
+        logger.info(
+            "Evaluation with test-time augmentation: %d passes per image, scales %s%s; files go to inference_TTA",
+            *(len(augmented.passes), list(cfg.TEST.SST.SCALES), ", each mirrored too" if cfg.TEST.AUG.FLIP else ""),
+        )
+        evaluators = [cls.build_evaluator(cfg, name, "inference_TTA") for name in cfg.DATASETS.TEST]
+        results = _by_data_set(cfg, cls.test(cfg, augmented, evaluators))
+        for name, tasks in results.items():
+            results[name] = {f"{task}_TTA": metrics for task, metrics in tasks.items()}
+            if "sem_seg" in tasks:
+                logger.info("'%s' with test-time augmentation: mIoU %.2f", name, tasks["sem_seg"]["mIoU"])
+        return next(iter(results.values())) if len(results) == 1 else results
 
     @classmethod
     def test(cls, cfg: CfgNode, model: torch.nn.Module, evaluators: list[DatasetEvaluator] | None = None) -> Any:
@@ -213,16 +236,27 @@ class SSTTrainer(DefaultTrainer):
     @property
     def evaluation_results(self) -> dict[str, Any]:
         """Of the last evaluation in training, by data set, task and metric; empty before the first."""
-        return _by_data_set(self.cfg, getattr(self, "_last_eval_results", None))
+        augmented = _by_data_set(self.cfg, getattr(self, "_last_tta_results", None))
+        results = _by_data_set(self.cfg, getattr(self, "_last_eval_results", None))
+        return {name: {**tasks, **augmented.get(name, {})} for name, tasks in results.items()}
 
     def build_hooks(self) -> list[Any]:
-        """Detectron2's hooks, with the best checkpoint saved behind the evaluation, and every step seeded."""
+        """Detectron2's hooks; the best checkpoint behind the evaluation; steps seeded, and finished when resuming."""
         standard = super().build_hooks()
         own: list[Any] = [SeedEveryStep(self.cfg.SEED)] if self.cfg.SEED >= 0 else []
+        # The writers come last, so that they write what the other hooks have put into the storage.
+        place = len(standard) - comm.is_main_process()
+        if self.cfg.DATASETS.TEST and self.cfg.TEST.AUG.ENABLED:
+            standard.insert(place, EvalHook(0, self._test_with_TTA))
         if self.cfg.DATASETS.TEST and comm.is_main_process():
-            # The writers come last, so that they write what the other hooks have put into the storage.
-            standard.insert(len(standard) - 1, SaveBest(self.cfg.TEST.EVAL_PERIOD))
-        return own + standard
+            standard.insert(place, SaveBest(self.cfg.TEST.EVAL_PERIOD))
+        behind_checkpoint = [hook for hook in standard if isinstance(hook, (EvalHook, SaveBest, PeriodicWriter))]
+        log = os.path.join(self.cfg.OUTPUT_DIR, "metrics.json")
+        return [*own, *standard, FinishStep(behind_checkpoint, log, self.cfg.TEST.EVAL_PERIOD)]
+
+    def _test_with_TTA(self) -> Any:
+        self._last_tta_results = self.test_with_TTA(self.cfg, self.model)
+        return self._last_tta_results
 
     def build_writers(self) -> list[Any]:
         """Detectron2's writers: the console, ``metrics.json`` and TensorBoard, in ``OUTPUT_DIR``."""
@@ -246,94 +280,27 @@ class SSTTrainer(DefaultTrainer):
         return self.evaluation_results
 
     def state_dict(self) -> dict[str, Any]:
-        """Iteration, hooks, and the optimiser, which Detectron2 0.5 leaves out."""
-        return {**super().state_dict(), "_trainer": self._trainer.state_dict()}
+        """Iteration, hooks, and the optimiser, which Detectron2 0.5 leaves out; and whose state it is."""
+        return {**super().state_dict(), "_trainer": self._trainer.state_dict(), "detectron2": detectron2.__version__}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
+        """Take back what `state_dict` gave.
+
+        Raises:
+            SSTCheckpointError: another version of Detectron2 wrote it, whose hooks and schedules keep other states.
+        """
+        written = state_dict.get("detectron2", "of an unknown version")
+        if written != detectron2.__version__:
+            raise SSTCheckpointError(
+                f"its state of training was written with Detectron2 {written}, and this is {detectron2.__version__}. "
+                "--resume goes on with the same version only; the weights serve in all: start with MODEL.WEIGHTS"
+            )
         super().load_state_dict(state_dict)
         self._trainer.load_state_dict(state_dict["_trainer"])
 
 
-class _Step(SimpleTrainer):
-    """One iteration: losses, a check that they are finite, gradients, clipping over the whole model, update.
-
-    Args:
-        model, data_loader, optimizer: as Detectron2's ``SimpleTrainer``.
-        clip_norm: largest norm of all gradients together; None: no clipping here.
-        amp_type: type of the autocast on the GPU; None: full precision.
-    """
-
-    def __init__(
-        self,
-        model: torch.nn.Module,
-        data_loader: SSTTrainLoader,
-        optimizer: torch.optim.Optimizer,
-        clip_norm: float | None,
-        amp_type: torch.dtype | None,
-    ) -> None:
-        super().__init__(model, data_loader, optimizer)
-        self._clip_norm = clip_norm
-        self._amp_type = amp_type
-        # Only float16 has so small a range that gradients need scaling; switched off, the scaler does nothing.
-        self._scaler = torch.amp.GradScaler("cuda", enabled=amp_type == torch.float16)
-
-    def run_step(self) -> None:
-        """Train on one batch."""
-        start = time.perf_counter()
-        batch = next(self._data_loader_iter)
-        data_time = time.perf_counter() - start
-        with torch.autocast("cuda", dtype=self._amp_type, enabled=self._amp_type is not None):
-            losses = self.model(batch)
-        self._check_finite(losses)
-        self.optimizer.zero_grad()
-        self._scaler.scale(sum(losses.values())).backward()
-        # Before any clipping, Detectron2's own inside the optimiser included.
-        self._scaler.unscale_(self.optimizer)
-        if self._clip_norm is not None:
-            self._clip()
-        self._write_metrics(losses, data_time)
-        self._scaler.step(self.optimizer)
-        self._scaler.update()
-
-    def state_dict(self) -> dict[str, Any]:
-        """With the state of the gradient scaler."""
-        return {**super().state_dict(), "grad_scaler": self._scaler.state_dict()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
-        super().load_state_dict(state_dict)
-        if state_dict["grad_scaler"]:
-            self._scaler.load_state_dict(state_dict["grad_scaler"])
-
-    def _check_finite(self, losses: dict[str, torch.Tensor]) -> None:
-        values = torch.stack([loss.detach().float() for loss in losses.values()])
-        if comm.get_world_size() > 1:
-            # A sum over the processes is not finite where one value is not: all of them stop together.
-            torch.distributed.all_reduce(values)
-        if not torch.isfinite(values).all():
-            terms = [
-                f"{name} is {value:g}"
-                for name, value in zip(losses, values.tolist(), strict=True)
-                if not math.isfinite(value)
-            ]
-            raise SSTNumericError(
-                f"iteration {self.iter}: {', '.join(terms)}. The weights were not changed by this iteration. "
-                "Go on from the last checkpoint with a lower SOLVER.BASE_LR, or with SOLVER.CLIP_GRADIENTS"
-            )
-
-    def _clip(self) -> None:
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._clip_norm)
-        if not self._scaler.is_enabled() and not torch.isfinite(norm):
-            raise SSTNumericError(
-                f"iteration {self.iter}: the gradients are not finite, though every loss is. The weights were not "
-                "changed by this iteration. Go on from the last checkpoint with a lower SOLVER.BASE_LR"
-            )
-
-
 # What Gloo says on the processes that are left when one has ended.
 _LOST_PEER = re.compile(r"Connection (closed|reset) by peer|Broken pipe")
-_AMP_TYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def _absolute(path: str) -> str:
@@ -352,6 +319,9 @@ def _sentence_instead_of_traceback(record: logging.LogRecord) -> bool:
     """Detectron2's loop logs every exception with its traceback; of a user's mistake the sentence says all."""
     if record.exc_info and isinstance(record.exc_info[1], SSTError):
         record.msg, record.args = f"Training stops: {record.exc_info[1]}", ()
+        record.exc_info = record.exc_text = None
+    elif record.exc_info and WORKER_DIED.search(str(record.exc_info[1])):
+        record.msg, record.args = "Training stops: %s", (str(record.exc_info[1]).splitlines()[0],)
         record.exc_info = record.exc_text = None
     elif record.exc_info and comm.get_world_size() > 1 and _LOST_PEER.search(str(record.exc_info[1])):
         record.msg, record.args = "Training stops: another process has ended; its message says why", ()

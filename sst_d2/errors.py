@@ -29,3 +29,7 @@ class SSTCheckpointError(SSTError):
 
 class SSTNumericError(SSTError, FloatingPointError):
     """A loss became infinite or NaN."""
+
+
+class SSTProcessError(SSTError):
+    """A process of the run has ended before its time."""

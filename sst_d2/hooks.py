@@ -1,11 +1,13 @@
-"""Hooks of the training loop: the best checkpoint, and random numbers that do not depend on where a run began."""
+"""Hooks of the training loop: the best checkpoint, and runs that are the same however they are interrupted."""
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -94,6 +96,65 @@ class SaveBest(HookBase):
         self.trainer.checkpointer.save(BEST_CHECKPOINT, tag_last=False)
 
 
+class FinishStep(HookBase):
+    """Make the log and the evaluations of a resumed run those of an uninterrupted one.
+
+    A checkpoint is written in the middle of a step: evaluation, best checkpoint and log line come behind it, so that a
+    failing evaluation costs no training. A run that goes on drops the log's lines that are later than its checkpoint,
+    takes back the values that the log's medians are made of, and does what the step of the checkpoint still lacks.
+    A new run lays the log of an older one in the same folder aside.
+
+    Args:
+        behind_checkpoint: the hooks whose ``after_step`` comes behind the checkpoint, in their order.
+        log: ``metrics.json`` of the run.
+        eval_period: iterations between evaluations; 0: after training only.
+    """
+
+    # Detectron2's writers take the median of so many values.
+    _WINDOW = 20
+
+    def __init__(self, behind_checkpoint: Sequence[HookBase], log: str, eval_period: int) -> None:
+        self._behind_checkpoint = behind_checkpoint
+        self._log = log
+        self._eval_period = eval_period
+        self._scalars: dict[str, dict[str, Any]] = {}
+
+    def before_train(self) -> None:
+        """Before the first step; put this hook behind all others."""
+        trainer, last = self.trainer, self.trainer.start_iter - 1
+        if last < 0:
+            if comm.is_main_process():
+                _lay_aside(self._log)
+            return
+        evaluated = self._eval_period > 0 and (last + 1) % self._eval_period == 0 and last + 1 != trainer.max_iter
+        logged = comm.all_gather(_drop_later_lines(self._log, last, evaluated) if comm.is_main_process() else [])[0]
+        for name, scalar in self._scalars.items():
+            for value, iteration in scalar["values"]:
+                # The log's writer knows only what it has written itself: a score that stands there would come again.
+                if scalar["smooth"] or iteration > max(logged, default=-1):
+                    trainer.storage.iter = iteration
+                    trainer.storage.put_scalar(name, value, smoothing_hint=scalar["smooth"])
+        # The loop counts on from here, also where no step is left.
+        trainer.iter = trainer.storage.iter = last
+        if last not in logged:
+            for hook in self._behind_checkpoint:
+                hook.after_step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The latest values of all scalars but those of the clock, which a resumed run reads anew."""
+        scalars, smooth = {}, self.trainer.storage.smoothing_hints()
+        for name, history in self.trainer.storage.histories().items():
+            if name.endswith(("time", "eta_seconds")):
+                continue
+            values = history.values()[-self._WINDOW if smooth[name] else -1 :]
+            scalars[name] = {"values": [list(entry) for entry in values], "smooth": smooth[name]}
+        return {"scalars": scalars}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take them back."""
+        self._scalars = dict(state["scalars"])
+
+
 def mean_miou(results: Mapping[str, Any]) -> float | None:
     """Mean of ``sem_seg/mIoU`` over data sets; None without results.
 
@@ -102,3 +163,38 @@ def mean_miou(results: Mapping[str, Any]) -> float | None:
     """
     values = [tasks["sem_seg"]["mIoU"] for tasks in results.values() if tasks and "sem_seg" in tasks]
     return float(np.mean(values)) if values else None
+
+
+def _lay_aside(log: str) -> None:
+    """Copied and emptied, not renamed: the writer has the file open already."""
+    if os.path.isfile(log) and os.path.getsize(log):
+        kept = log.replace(".json", "_of_previous_run.json")
+        shutil.copyfile(log, kept)
+        os.truncate(log, 0)
+        logging.getLogger(__name__).info("%s of an earlier run is kept as %s", log, kept)
+
+
+def _drop_later_lines(log: str, last: int, evaluated: bool) -> list[int]:
+    """Cut off the lines behind iteration ``last``; of that one too, if it should hold an evaluation and does not.
+
+    Returns:
+        the iterations of the lines that stay.
+    """
+    kept: list[int] = []
+    if not os.path.isfile(log):
+        return kept
+    end = 0
+    with open(log, "rb") as stream:
+        for line in stream:
+            try:
+                record = json.loads(line)
+            except ValueError:
+                break  # cut off by the end of the process that wrote it
+            iteration = record["iteration"]
+            lacking = evaluated and not any(key.endswith("sem_seg/mIoU") for key in record)
+            if iteration > last or (iteration == last and lacking):
+                break
+            kept.append(iteration)
+            end += len(line)
+    os.truncate(log, end)
+    return kept

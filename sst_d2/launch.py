@@ -6,6 +6,8 @@ Detectron2 0.5 refuses several processes without a GPU, and its releases differ 
 from __future__ import annotations
 
 import os
+import re
+import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -17,7 +19,16 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from detectron2.utils import comm
 
-from sst_d2.errors import SSTConfigError, SSTError
+from sst_d2.errors import SSTConfigError, SSTError, SSTProcessError
+
+# What torch says when a worker process of a data loader has ended before its time.
+WORKER_DIED = re.compile(r"DataLoader worker.*(killed by signal|exited unexpectedly)")
+# Exit codes of processes that neither they nor `launch`, by SIGTERM, have ended.
+_KILLS = {-code for code in signal.valid_signals()} - {-signal.SIGTERM}
+_REMEDY = (
+    "Often the memory did not suffice: take fewer DATALOADER.NUM_WORKERS or a smaller SOLVER.IMS_PER_BATCH. "
+    "The last checkpoint is whole: go on with --resume"
+)
 
 
 def launch(
@@ -31,7 +42,8 @@ def launch(
 ) -> None:
     """Run ``main(*args)`` in ``num_processes`` processes on each of ``num_machines`` machines.
 
-    With ``device`` "cuda" each process has one GPU (backend NCCL), else all share the CPU (backend Gloo).
+    With ``device`` "cuda" each process has one GPU (backend NCCL), else all share the CPU (backend Gloo). Inside a
+    process that ``torchrun`` has started, ``main`` runs here, as the process that torchrun says.
 
     Args:
         main: an importable function.
@@ -43,36 +55,49 @@ def launch(
         args: arguments of ``main``.
 
     Raises:
-        SSTConfigError: more processes than GPUs, or "auto" for several machines.
+        SSTConfigError: more processes than GPUs, "auto" for several machines, or several processes inside torchrun's.
+        SSTProcessError: a process was killed, or a worker of its data loader.
         SystemExit: a process met a user's mistake, and has printed its sentence.
         torch.multiprocessing.ProcessRaisedException: a process failed otherwise; with its traceback.
     """
     num_processes = max(num_processes, 1)
     on_gpu = device.startswith("cuda")
+    if dist.is_torchelastic_launched():
+        _run_under_torchrun(main, num_processes * num_machines, on_gpu, args)
+        return
     if on_gpu and num_processes > torch.cuda.device_count():
         raise SSTConfigError(
             f"--num-gpus: {num_processes} processes for {torch.cuda.device_count()} GPUs; one GPU each"
         )
     if num_processes * num_machines == 1:
-        main(*args)
+        _run(main, args)
         return
     if dist_url == "auto":
         if num_machines > 1:
             raise SSTConfigError("--dist-url: 'auto' serves one machine; give tcp://HOST:PORT of machine 0")
         dist_url = f"tcp://127.0.0.1:{_free_port()}"
     mistake = mp.get_context("spawn").Value("b", False)
+    group = mp.start_processes(
+        _run_process,
+        args=(main, num_processes, num_machines, machine_rank, dist_url, on_gpu, mistake, args),
+        nprocs=num_processes,
+        join=False,
+        start_method="spawn",
+    )
     try:
-        mp.start_processes(
-            _run_process,
-            args=(main, num_processes, num_machines, machine_rank, dist_url, on_gpu, mistake, args),
-            nprocs=num_processes,
-            start_method="spawn",
-        )
-    except (mp.ProcessExitedException, mp.ProcessRaisedException):
+        while not group.join():
+            pass
+    except (mp.ProcessExitedException, mp.ProcessRaisedException) as reason:
         # The others lose their connection when one ends; what that one has said is the reason.
         if mistake.value:
             sys.exit(1)
-        raise
+        killed = [i for i, process in enumerate(group.processes) if (process.exitcode or 0) in _KILLS]
+        if not killed:
+            raise
+        name = signal.Signals(-group.processes[killed[0]].exitcode).name
+        raise SSTProcessError(
+            f"process {killed[0]} of {num_processes} was ended by {name}, and the others with it. {_REMEDY}"
+        ) from reason
 
 
 def report_user_error(error: SSTError) -> None:
@@ -82,6 +107,31 @@ def report_user_error(error: SSTError) -> None:
         # An error of a Detectron2 loader's worker arrives as text: its own sentence follows the last class name.
         text = text.rsplit(f"{type(error).__name__}: ", 1)[-1]
     sys.stderr.write(f"error: {text.strip()}\n")
+
+
+def _run(main: Callable[..., Any], args: tuple) -> None:
+    try:
+        main(*args)
+    except RuntimeError as reason:
+        # torch says so wherever the main thread happens to be.
+        if not WORKER_DIED.search(str(reason)):
+            raise
+        raise SSTProcessError(f"{str(reason).strip().splitlines()[0].rstrip('. ')}. {_REMEDY}") from reason
+
+
+def _run_under_torchrun(main: Callable[..., Any], num_processes: int, on_gpu: bool, args: tuple) -> None:
+    if num_processes > 1:
+        raise SSTConfigError("torchrun starts the processes: leave --num-gpus and --num-machines out")
+    local_size, world_size = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
+    if on_gpu and local_size > torch.cuda.device_count():
+        raise SSTConfigError(
+            f"--nproc-per-node: {local_size} processes for {torch.cuda.device_count()} GPUs; one GPU each"
+        )
+    dist.init_process_group(backend="nccl" if on_gpu else "gloo", init_method="env://")
+    rank = int(os.environ["RANK"])
+    _run_in_group(
+        main, int(os.environ["LOCAL_RANK"]), local_size, world_size // local_size, rank // local_size, on_gpu, args
+    )
 
 
 def _run_process(
@@ -101,20 +151,34 @@ def _run_process(
         world_size=num_processes * num_machines,
         rank=machine_rank * num_processes + local_rank,
     )
-    _create_local_groups(num_processes, num_machines, machine_rank)
-    if on_gpu:
-        torch.cuda.set_device(local_rank)
-    else:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // num_processes))
     try:
-        comm.synchronize()
-        main(*args)
+        _run_in_group(main, local_rank, num_processes, num_machines, machine_rank, on_gpu, args)
     except SSTError as error:
         with mistake.get_lock():
             if not mistake.value:  # all processes may meet it; one says it
                 report_user_error(error)
             mistake.value = True
         sys.exit(1)
+
+
+def _run_in_group(
+    main: Callable[..., Any],
+    local_rank: int,
+    num_processes: int,
+    num_machines: int,
+    machine_rank: int,
+    on_gpu: bool,
+    args: tuple,
+) -> None:
+    """Run ``main`` in a process that has joined the others; leave them at its end."""
+    try:
+        _create_local_groups(num_processes, num_machines, machine_rank)
+        if on_gpu:
+            torch.cuda.set_device(local_rank)
+        else:
+            torch.set_num_threads(max(1, (os.cpu_count() or 1) // num_processes))
+        comm.synchronize()
+        _run(main, args)
     finally:
         _destroy_groups()
 

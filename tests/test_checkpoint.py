@@ -1,7 +1,10 @@
 """Checkpoints: what they hold, what may be loaded where, and that nothing of a file is executed."""
 
+import multiprocessing
 import os
 import pickle
+import resource
+import signal
 
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ import torchvision
 from conftest import tiny_cfg
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import build_model
+from safetensors.torch import save_file as save_safetensors
 
 from sst_d2.checkpoint import SSTCheckpointer
 from sst_d2.errors import SSTCheckpointError
@@ -66,14 +70,37 @@ def test_an_untagged_save_leaves_the_last_checkpoint(saved, tmp_path):
 def test_an_interrupted_save_leaves_the_old_file(saved, tmp_path, monkeypatch):
     before = (tmp_path / "model_final.pth").read_bytes()
 
-    def fail_half_way(data, path):
-        open(path, "wb").write(b"half")
+    def fail_half_way(data, stream):
+        stream.write(b"half")
         raise OSError("No space left on device")
 
     monkeypatch.setattr(torch, "save", fail_half_way)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(SSTCheckpointError, match=r"model_final.pth: cannot be written \(No space left on device\)"):
         SSTCheckpointer(saved[0], str(tmp_path)).save("model_final")
     assert (tmp_path / "model_final.pth").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last_checkpoint", "model_final.pth"]
+
+
+def write_under_a_limit(folder, size):
+    """A disk that is full, as a process sees it: no file may grow beyond ``size`` bytes."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    try:
+        SSTCheckpointer(new_model(seed=1), folder).save("model_0000009")
+    except SSTCheckpointError as error:
+        print(error)
+
+
+@pytest.mark.parametrize("size", [1000, 100_000])
+def test_a_full_disk_leaves_the_previous_checkpoint_in_use(saved, tmp_path, size, capfd):
+    process = multiprocessing.get_context("fork").Process(target=write_under_a_limit, args=(str(tmp_path), size))
+    process.start()
+    process.join(60)
+    assert "model_0000009.pth: cannot be written" in capfd.readouterr().out and process.exitcode == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last_checkpoint", "model_final.pth"]
+    other = new_model(seed=1)
+    SSTCheckpointer(other, str(tmp_path)).resume_or_load("", resume=True)
+    assert equal(saved[0], other)
 
 
 def test_keys_of_the_training_only_branch_are_left_out(saved, tmp_path, caplog):
@@ -243,6 +270,18 @@ def test_a_file_in_which_nothing_fits_is_refused(tmp_path):
     torch.save({"model": {"a": torch.zeros(1)}}, tmp_path / "other.pth")
     with pytest.raises(SSTCheckpointError, match="nothing of the checkpoint fits the network"):
         SSTCheckpointer(new_model()).load_start(str(tmp_path / "other.pth"))
+
+
+def test_safetensors_are_read_and_damaged_ones_refused(saved, tmp_path):
+    path = tmp_path / "weights.safetensors"
+    save_safetensors(saved[0].state_dict(), path)
+    other = new_model(seed=1)
+    SSTCheckpointer(other).load(str(path))
+    assert equal(saved[0], other)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(SSTCheckpointError, match=r"weights.safetensors: cannot be read as a checkpoint") as error:
+        SSTCheckpointer(other).load(str(path))
+    assert len(str(error.value).splitlines()) <= 3
 
 
 @pytest.mark.parametrize("content", ["cut", "text", "empty", "list"])

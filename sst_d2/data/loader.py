@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.data import DatasetCatalog, DatasetFromList, MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from sst_d2.data.cards import register_dataset_cards
 from sst_d2.data.mapper import SSTDatasetMapper
 from sst_d2.data.sampler import PositionalBatchSampler, PositionalSampler, build_sampler
+from sst_d2.data.skipping import Draw, SkippingDataset
 from sst_d2.errors import SSTConfigError, SSTDataError
 from sst_d2.label_domains import get_label_domain
 
@@ -31,12 +32,16 @@ class SSTTrainLoader:
         sampler: which image comes at which position.
         total_batch_size: images per iteration over all processes.
         num_workers: processes that read and augment; 0: this one. Makes no difference to what comes.
+        max_bad_samples: the most files of this process that may be skipped; see `SkippingDataset`.
+        seed: origin of the order in which other images take the place of skipped ones.
 
     Attributes:
         start_iteration: where the next iterator starts; set it before the first batch to go on with a run.
 
     Raises:
         SSTConfigError: the batch does not divide among the processes.
+        SSTDataError: (while iterating) a file cannot be read or does not fit; with ``max_bad_samples`` more than these,
+            or all of a label domain.
     """
 
     def __init__(
@@ -46,16 +51,20 @@ class SSTTrainLoader:
         sampler: PositionalSampler,
         total_batch_size: int,
         num_workers: int = 0,
+        max_bad_samples: int = 0,
+        seed: int = 0,
     ) -> None:
         if total_batch_size < 1 or total_batch_size % comm.get_world_size():
             raise SSTConfigError(
                 f"SOLVER.IMS_PER_BATCH: {total_batch_size} images in all for {comm.get_world_size()} processes; "
                 "a positive multiple of the number of processes is expected"
             )
-        self._dataset = _PositionedDataset(DatasetFromList(list(samples), copy=False), mapper)
+        self._dataset = SkippingDataset(samples, mapper, max_bad_samples, seed)
         self._sampler = sampler
         self._total_batch_size = total_batch_size
         self._num_workers = num_workers
+        self._max_bad_samples = max_bad_samples
+        self._bad_files: set[str] = set()
         self.start_iteration = 0
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
@@ -71,11 +80,26 @@ class SSTTrainLoader:
             # A generator of its own: the loader's base seed would else be drawn from the global one.
             generator=torch.Generator(),
         )
-        for batch in loader:
-            for sample in batch:
-                if isinstance(sample, SSTDataError):
-                    raise sample
-            yield batch
+        for draws in loader:
+            yield [self._good_sample(draw) for draw in draws]
+
+    def _good_sample(self, draw: Draw) -> dict[str, Any]:
+        """What is drawn; every bad file is logged once, and the one that is too many stops the run."""
+        for file, error in draw.bad:
+            if self._max_bad_samples == 0:
+                raise error
+            if file in self._bad_files:
+                continue
+            self._bad_files.add(file)
+            if len(self._bad_files) > self._max_bad_samples:
+                raise SSTDataError(
+                    f"{len(self._bad_files)} training samples are bad, and INPUT.SST.MAX_BAD_SAMPLES allows "
+                    f"{self._max_bad_samples}; the last one: {error}"
+                )
+            logging.getLogger(__name__).warning("skipped, another image of its label domain comes instead: %s", error)
+        if draw.sample is None:
+            raise SSTDataError(f"no training sample of a label domain is good; the last one: {draw.bad[-1][1]}")
+        return draw.sample
 
 
 @configurable(from_config=lambda cfg, **kwargs: _loader_from_config(cfg, **kwargs))
@@ -89,6 +113,7 @@ def build_sst_train_loader(
     weights: Sequence[float] = (),
     num_workers: int = 0,
     seed: int = 0,
+    max_bad_samples: int = 0,
 ) -> SSTTrainLoader:
     """Build the training loader, from ``cfg`` (and optionally ``mapper``, ``samples``) or from plain arguments.
 
@@ -100,6 +125,7 @@ def build_sst_train_loader(
         sampler, weights: see `build_sampler`.
         num_workers: worker processes.
         seed: origin of the order.
+        max_bad_samples: the most files per process that may be skipped; 0: the first bad one is an error.
 
     Raises:
         SSTConfigError: no sample, an unknown sampler, weights that do not fit, a batch that does not divide.
@@ -110,7 +136,7 @@ def build_sst_train_loader(
         order = build_sampler(sampler, [sample["label_domain"] for sample in samples], domains, weights, seed)
     except ValueError as reason:
         raise SSTConfigError(f"DATALOADER.SST: {reason}") from reason
-    return SSTTrainLoader(samples, mapper, order, total_batch_size, num_workers)
+    return SSTTrainLoader(samples, mapper, order, total_batch_size, num_workers, max_bad_samples, seed)
 
 
 def load_datasets(names: Sequence[str], domains: Sequence[str]) -> list[dict[str, Any]]:
@@ -156,27 +182,8 @@ def dataset_domain(name: str, domains: Sequence[str]) -> str:
     return domain
 
 
-class _PositionedDataset(Dataset):
-    """Images by (position, index); the mapper learns the position."""
-
-    def __init__(self, samples: DatasetFromList, mapper: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-        self._samples = samples
-        self._mapper = mapper
-
-    def __len__(self) -> int:
-        return len(self._samples)
-
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any] | SSTDataError:
-        position, index = key
-        try:
-            return self._mapper({**self._samples[index], "sample_position": position})
-        except SSTDataError as error:
-            # As a value: raised in a worker process, its sentence would drown in a traceback.
-            return error
-
-
-def _as_list(batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return batch
+def _as_list(draws: list[Draw]) -> list[Draw]:
+    return draws
 
 
 def _one_thread(_worker: int) -> None:
@@ -208,6 +215,7 @@ def _loader_from_config(
         logging.getLogger(__name__).warning(
             "no training set has the label domain %s: its head will learn nothing", " or ".join(without)
         )
+    max_bad_samples = cfg.INPUT.SST.MAX_BAD_SAMPLES
     return {
         "samples": samples,
         "mapper": mapper,
@@ -217,4 +225,5 @@ def _loader_from_config(
         "weights": cfg.DATALOADER.SST.WEIGHTS,
         "num_workers": cfg.DATALOADER.NUM_WORKERS,
         "seed": seed,
+        "max_bad_samples": max_bad_samples if cfg.INPUT.SST.BAD_SAMPLES == "skip" else 0,
     }

@@ -23,7 +23,10 @@ class SSTLosses:
         self.seg_weight = seg_weight
 
     def segmentation(
-        self, logits: Mapping[str, torch.Tensor], labels: Mapping[str, torch.Tensor]
+        self,
+        logits: Mapping[str, torch.Tensor],
+        labels: Mapping[str, torch.Tensor],
+        counts: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
         """Cross-entropy per domain (Eq. 1): the mean over the labelled pixels of *all* processes.
 
@@ -33,11 +36,15 @@ class SSTLosses:
         Args:
             logits: by domain, (b, K, h, w) float; b may be 0. The same domains on every process.
             labels: by domain, (b, H, W) int64, ids in [0, K) or `IGNORE`.
+            counts: (domains,) labelled pixels of this process, in the order of ``logits``; None: those of ``labels``.
+                Of a batch that comes in parts: those of the whole batch, so that the parts' losses add up to its loss.
 
         Returns:
             ``loss_seg/<domain>``: scalars, weighed.
         """
-        counts = torch.stack([(labels[domain] != IGNORE).sum() for domain in logits]).float()
+        if counts is None:
+            counts = torch.stack([(labels[domain] != IGNORE).sum() for domain in logits])
+        counts = counts.to(next(iter(logits.values())).device, torch.float32, copy=True)
         world_size = comm.get_world_size()
         if world_size > 1:
             torch.distributed.all_reduce(counts)
@@ -55,5 +62,6 @@ def upsample(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 
 
 def _summed_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    full = upsample(logits.float(), tuple(labels.shape[-2:]))
+    precise = logits.to(torch.promote_types(logits.dtype, torch.float32))  # half precision sums badly
+    full = upsample(precise, tuple(labels.shape[-2:]))
     return F.cross_entropy(full, labels, ignore_index=IGNORE, reduction="sum")

@@ -99,7 +99,9 @@ class SST(nn.Module):
         """Where the model's parameters lie."""
         return self.pixel_mean.device
 
-    def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, torch.Tensor] | list[dict[str, Any]]:
+    def forward(
+        self, batched_inputs: list[dict[str, Any]], labelled_pixels: torch.Tensor | None = None
+    ) -> dict[str, torch.Tensor] | list[dict[str, Any]]:
         """Train or predict.
 
         Args:
@@ -108,6 +110,8 @@ class SST(nn.Module):
                 ``label_domain``: name of the image's domain; in training needed, else optional, and may be "all".
                 ``sem_seg``: (H, W) int64, ids in [0, K) or the domain's ignore label; in training.
                 ``height``, ``width``: size of the result; optional, the image's own by default; in prediction.
+            labelled_pixels: in training on a batch that comes in parts: `count_labelled_pixels` of the whole batch, so
+                that the parts' losses and gradients add up to the whole one's; None: this is the whole batch.
 
         Returns:
             In training a dict of scalars, the same keys on every step and process: ``loss_seg/<domain>`` and what
@@ -122,8 +126,17 @@ class SST(nn.Module):
         names = [self._domain_of(sample) for sample in batched_inputs]
         features = self.decoder(self.backbone(images.tensor))
         if self.training:
-            return self._losses(batched_inputs, images, features, names)
+            return self._losses(batched_inputs, images, features, names, labelled_pixels)
         return self._predictions(batched_inputs, images, features, names)
+
+    def count_labelled_pixels(self, batched_inputs: list[dict[str, Any]]) -> torch.Tensor:
+        """(domains,) int64 on the CPU: pixels of each domain, in the order of ``domains``, that are not ignored."""
+        counts = dict.fromkeys(self.domains, 0)
+        for sample in batched_inputs:
+            name = self._domain_of(sample)
+            labels = sample["sem_seg"]
+            counts[name] += int(((labels != self.domains[name].ignore_label) & (labels != IGNORE)).sum())
+        return torch.tensor(list(counts.values()))
 
     def _normalised_images(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         images = [(sample["image"].to(self.device) - self.pixel_mean) / self.pixel_std for sample in batched_inputs]
@@ -144,6 +157,7 @@ class SST(nn.Module):
         images: ImageList,
         features: dict[int, torch.Tensor],
         names: list[str],
+        labelled_pixels: torch.Tensor | None,
     ) -> dict[str, torch.Tensor]:
         labels = self._padded_labels(batched_inputs, names, tuple(images.tensor.shape[-2:]))
         rows = {domain: [row for row, name in enumerate(names) if name == domain] for domain in self.domains}
@@ -152,6 +166,7 @@ class SST(nn.Module):
         losses = self.losses.segmentation(
             {domain: self.heads(features[4][index], domain) for domain, index in rows.items()},
             {domain: labels[index] for domain, index in rows.items()},
+            labelled_pixels,
         )
         if self.auxiliary is not None:
             losses.update(self.auxiliary(images=images.tensor, features=features, labels=labels, domains=names))
