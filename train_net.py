@@ -2,7 +2,7 @@
 """Train and evaluate the human parsing network, with Detectron2's own flags.
 
 python train_net.py --config-file configs/quick_schedules/synthetic_people.yaml [--resume] [KEY VALUE …]
-python train_net.py --config-file FILE --eval-only MODEL.WEIGHTS output/model_final.pth
+python train_net.py --config-file FILE --eval-only MODEL.WEIGHTS output/model_final.pth [TEST.AUG.ENABLED True]
 """
 
 import argparse

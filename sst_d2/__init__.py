@@ -30,6 +30,7 @@ from sst_d2.data import SSTDatasetMapper, build_sst_train_loader, register_datas
 from sst_d2.data.cards import register_built_in_cards
 from sst_d2.errors import SSTError
 from sst_d2.evaluation import SSTSemSegEvaluator
+from sst_d2.inference import SSTWithTTA
 from sst_d2.label_domains import LabelDomain, get_label_domain, register_label_domain
 from sst_d2.modeling import SST_DECODER_REGISTRY
 from sst_d2.modeling.meta_arch import SST
@@ -43,6 +44,7 @@ __all__ = [
     "SSTDatasetMapper",
     "SSTError",
     "SSTSemSegEvaluator",
+    "SSTWithTTA",
     "add_sst_config",
     "build_sst_train_loader",
     "get_config_file",

@@ -84,6 +84,20 @@ def launch(
         join=False,
         start_method="spawn",
     )
+    _join(group, mistake)
+
+
+def report_user_error(error: SSTError) -> None:
+    """Print the sentence of a user's mistake to standard error, without a traceback."""
+    text = str(error)
+    if "Original Traceback" in text:
+        # An error of a Detectron2 loader's worker arrives as text: its own sentence follows the last class name.
+        text = text.rsplit(f"{type(error).__name__}: ", 1)[-1]
+    sys.stderr.write(f"error: {text.strip()}\n")
+
+
+def _join(group: mp.ProcessContext, mistake: Synchronized) -> None:
+    """Wait for the end of all processes; the end of one ends the others."""
     try:
         while not group.join():
             pass
@@ -96,17 +110,8 @@ def launch(
             raise
         name = signal.Signals(-group.processes[killed[0]].exitcode).name
         raise SSTProcessError(
-            f"process {killed[0]} of {num_processes} was ended by {name}, and the others with it. {_REMEDY}"
+            f"process {killed[0]} of {len(group.processes)} was ended by {name}, and the others with it. {_REMEDY}"
         ) from reason
-
-
-def report_user_error(error: SSTError) -> None:
-    """Print the sentence of a user's mistake to standard error, without a traceback."""
-    text = str(error)
-    if "Original Traceback" in text:
-        # An error of a Detectron2 loader's worker arrives as text: its own sentence follows the last class name.
-        text = text.rsplit(f"{type(error).__name__}: ", 1)[-1]
-    sys.stderr.write(f"error: {text.strip()}\n")
 
 
 def _run(main: Callable[..., Any], args: tuple) -> None:

@@ -83,6 +83,7 @@ def test_every_key_of_ours_is_read(make_dataset, tmp_path, monkeypatch):
         DATASETS__TRAIN=("toy",),
         DATASETS__TEST=("toy",),
         SOLVER__SST__MAX_EPOCHS=1,
+        TEST__AUG__ENABLED=True,
         OUTPUT_DIR=str(tmp_path / "out"),
     )
     paths, read = dict(paths_of(cfg)), set()
