@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import IO
 
 import numpy as np
 from detectron2.data.detection_utils import convert_PIL_to_numpy
@@ -12,23 +18,64 @@ from PIL import Image, UnidentifiedImageError
 
 from sst_d2.errors import SSTDataError
 
-# What Pillow raises for files that are cut off, altered or absurdly large.
-DAMAGE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+# What Pillow raises for files that are cut off, altered or absurdly large: found by altering files of fifteen formats.
+DAMAGE = (
+    *(OSError, EOFError, SyntaxError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError),
+    *(AssertionError, RuntimeError, struct.error, zlib.error, Image.DecompressionBombError),
+)
 _ORIENTATION = 0x0112
 _PNG_EXIF = {"exif", "Raw profile type exif"}
 _UPRIGHT = {
-    2: (Image.Transpose.FLIP_LEFT_RIGHT, False),
-    3: (Image.Transpose.ROTATE_180, False),
-    4: (Image.Transpose.FLIP_TOP_BOTTOM, False),
-    5: (Image.Transpose.TRANSPOSE, True),
-    6: (Image.Transpose.ROTATE_270, True),
-    7: (Image.Transpose.TRANSVERSE, True),
-    8: (Image.Transpose.ROTATE_90, True),
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
 }
+_SIDEWAYS = (5, 6, 7, 8)
+_COLOUR_MODES = ("1", "L", "LA", "RGB", "RGBA", "CMYK")  # the usual ones, which always become colours
+
+
+class FileFault(SSTDataError):
+    """A photo or a label map that is refused.
+
+    Attributes:
+        kind: one word of the checker's list (`sst_d2.data.inspection.KINDS`).
+        ids: of a label map that is refused for its ids, all that occur in the file.
+    """
+
+    def __init__(self, message: str, kind: str = "damaged", ids: tuple[int, ...] = ()) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.ids = ids
+
+
+@dataclass(frozen=True)
+class PhotoFacts:
+    """What can be said of a photo that was decoded to its end.
+
+    Attributes:
+        size: (height, width) in pixels, upright.
+        orientation: the EXIF tag, 1 to 8; 1 where there is none.
+        mode: Pillow's name of the pixels' kind before they become colours ("RGB", "CMYK", "L", "P" …).
+        frames: pictures in the file; the first one counts. 1 for the JPEG files of phones that hold a preview too.
+        transparent: some of its pixels are; their stored colours count.
+    """
+
+    size: tuple[int, int]
+    orientation: int
+    mode: str
+    frames: int
+    transparent: bool
 
 
 def read_image(path: str, image_format: str) -> np.ndarray:
     """Read a photo of 8 bits per channel, turned upright by its EXIF tag. Grey, palette and CMYK photos become colours.
+
+    Of several frames the first one counts; transparency is left out, so that the stored colours count, as in
+    Detectron2 and OpenCV.
 
     Args:
         path: a file, or a URI that Detectron2 knows.
@@ -38,49 +85,148 @@ def read_image(path: str, image_format: str) -> np.ndarray:
         (H, W, 3) uint8, contiguous.
 
     Raises:
-        SSTDataError: the file is absent, empty, damaged, no image, or has more than 8 bits per channel.
+        FileFault: the file is absent, empty, damaged, no image, or has more than 8 bits per channel.
+    """
+    with _photo(path) as image:
+        # Decoded here, so that damage is named: Pillow decodes PNG files for their EXIF data too, and its second
+        # attempt after a failed one would give what has been decoded so far.
+        image.load()
+        tag = orientation(image)
+        upright = image if tag == 1 else image.transpose(_UPRIGHT[tag])
+        return np.ascontiguousarray(convert_PIL_to_numpy(upright, image_format))
+
+
+def inspect_photo(path: str) -> PhotoFacts:
+    """Decode a photo to its end, as `read_image` does but cheaper, and say what it is.
+
+    A JPEG file is decoded at an eighth of its size: all of its data are read, and what cannot be read is found.
+
+    Raises:
+        FileFault: as `read_image`, for the same files.
+    """
+    with _photo(path) as image:
+        width, height = image.size
+        mode = image.mode
+        if image.format in ("JPEG", "MPO"):
+            image.draft(mode, (1, 1))
+        image.load()
+        if mode not in _COLOUR_MODES:
+            image.convert("RGB")  # an error where there is no way to colours
+        tag = orientation(image)
+        return PhotoFacts(
+            size=(width, height) if tag in _SIDEWAYS else (height, width),
+            orientation=tag,
+            mode=mode,
+            frames=_frames(image),
+            transparent=_is_transparent(image),
+        )
+
+
+def open_whole(stream: IO[bytes]) -> Image.Image:
+    """Open an image. Of a PNG file the checksums are compared first, which Pillow's decoder leaves out.
+
+    Raises:
+        OSError, SyntaxError: (or another of `DAMAGE`) the file cannot be read.
+    """
+    image = Image.open(stream)
+    if image.format != "PNG":
+        return image
+    image.verify()
+    stream.seek(0)
+    return Image.open(stream, formats=("PNG",))
+
+
+@contextlib.contextmanager
+def naming_faults(path: str | os.PathLike, what: str, missing_kind: str) -> Iterator[None]:
+    """Turn what opening and decoding may raise into a `FileFault` that names the file.
+
+    Args:
+        path: the file.
+        what: what it should be, for the message.
+        missing_kind: kind of the fault where it does not exist.
     """
     try:
-        with PathManager.open(path, "rb") as stream, Image.open(stream) as image:
-            if image.mode.startswith(("I", "F")) or any(";16" in str(tile[3]) for tile in image.tile):
-                raise SSTDataError(
-                    f"{path}: an image of mode {image.mode} with more than 8 bits per channel would be clipped; "
-                    "convert it to 8 bits first"
-                )
-            # Decoded here, so that damage is named: Pillow decodes PNG files for their EXIF data too, and its second
-            # attempt after a failed one would give what has been decoded so far.
-            image.load()
-            method, _ = _UPRIGHT.get(_orientation(image), (None, False))
-            upright = image if method is None else image.transpose(method)
-            return np.ascontiguousarray(convert_PIL_to_numpy(upright, image_format))
+        yield
     except SSTDataError:
         raise
     except FileNotFoundError as reason:
-        raise SSTDataError(f"{path}: the image does not exist") from reason
+        raise FileFault(f"{path}: the {what} does not exist", missing_kind) from reason
     except UnidentifiedImageError as reason:
-        raise SSTDataError(f"{path}: is no image file, or an empty one") from reason
+        raise FileFault(f"{path}: is no image file, or an empty one") from reason
     except DAMAGE as reason:
-        raise SSTDataError(f"{path}: the image cannot be read, it may be damaged or cut off ({reason})") from reason
+        why = str(reason) or type(reason).__name__
+        raise FileFault(f"{path}: the {what} cannot be read, it may be damaged or cut off ({why})") from reason
+
+
+@contextlib.contextmanager
+def _photo(path: str) -> Iterator[Image.Image]:
+    """The opened photo, its pixels not decoded yet; what goes wrong meanwhile becomes a `FileFault`."""
+    with (
+        naming_faults(path, "image", "missing_image"),
+        PathManager.open(path, "rb") as stream,
+        open_whole(stream) as image,
+    ):
+        if image.mode.startswith(("I", "F")) or any(";16" in str(tile[3]) for tile in image.tile):
+            raise FileFault(
+                f"{path}: an image of mode {image.mode} with more than 8 bits per channel would be clipped; "
+                "convert it to 8 bits first",
+                "wrong_mode",
+            )
+        if image.format == "PNG" and image.mode == "P" and image.palette is None:
+            raise FileFault(f"{path}: a palette image without its palette; the file is damaged")
+        yield image
 
 
 def image_size(path: str) -> tuple[int, int] | None:
     """(height, width) of an upright photo, from its header; None where the header cannot be read."""
+    header = _header(path)
+    if header is None:
+        return None
+    (width, height), tag = header
+    return (width, height) if tag in _SIDEWAYS else (height, width)
+
+
+def is_turned_sideways(path: str) -> bool:
+    """Whether a photo's EXIF tag exchanges its height and width; False where the header cannot be read."""
+    header = _header(path)
+    return header is not None and header[1] in _SIDEWAYS
+
+
+def orientation(image: Image.Image) -> int:
+    """The EXIF tag, 1 to 8. 1 where there is none; of damaged EXIF data too, as Detectron2 takes them."""
+    if image.format == "PNG" and not _PNG_EXIF & set(image.info):
+        return 1  # Pillow would decode the whole image to look for it
+    try:
+        tag = image.getexif().get(_ORIENTATION)
+    except DAMAGE as reason:
+        logging.getLogger(__name__).debug("damaged EXIF data are passed over: %s", reason)
+        return 1
+    return tag if tag in _UPRIGHT else 1
+
+
+def _header(path: str) -> tuple[tuple[int, int], int] | None:
+    """((width, height) as stored, EXIF tag); None where the file is no readable image."""
     try:
         with Image.open(path) as image:
-            width, height = image.size
-            _, sideways = _UPRIGHT.get(_orientation(image), (None, False))
+            return image.size, orientation(image)
     except DAMAGE as reason:
         logging.getLogger(__name__).debug("%s: the image's header cannot be read: %s", path, reason)
         return None
-    return (width, height) if sideways else (height, width)
 
 
-def _orientation(image: Image.Image) -> object:
-    """The EXIF tag as it stands; of damaged EXIF data None: the photo is then taken as it lies, as Detectron2 does."""
-    if image.format == "PNG" and not _PNG_EXIF & set(image.info):
-        return None  # Pillow would decode the whole image to look for it
+def _frames(image: Image.Image) -> int:
+    """Pictures in the file; 1 where all but the first cannot be read, and for phones' photos with a preview (MPO)."""
+    if image.format == "MPO":
+        return 1
     try:
-        return image.getexif().get(_ORIENTATION)
-    except (*DAMAGE, AttributeError, IndexError, KeyError, OverflowError, TypeError, struct.error) as reason:
-        logging.getLogger(__name__).debug("damaged EXIF data are passed over: %s", reason)
-        return None
+        return getattr(image, "n_frames", 1)
+    except DAMAGE as reason:
+        logging.getLogger(__name__).debug("damaged further pictures are passed over: %s", reason)
+        return 1
+
+
+def _is_transparent(image: Image.Image) -> bool:
+    """Whether a decoded image has pixels that are not opaque."""
+    if "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.mode.endswith(("A", "a")) and image.getextrema()[-1][0] < 255

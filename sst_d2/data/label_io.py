@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from sst_d2.data.image_io import DAMAGE
+from sst_d2.data.image_io import FileFault, image_size, is_turned_sideways, naming_faults, open_whole, orientation
 from sst_d2.errors import SSTDataError
 from sst_d2.label_domains import LabelDomain
 
@@ -38,18 +38,19 @@ def read_label_map(
         (H, W) uint8, contiguous; each id in [0, K) or ``domain.ignore_label``.
 
     Raises:
-        SSTDataError: the file is absent or damaged, has another mode or size, or holds an id that is not allowed.
+        FileFault: the file is absent or damaged, has another mode or size, or holds an id that is not allowed.
     """
     labels = _read_index_image(path)
     if size is not None and labels.shape != tuple(size):
-        raise SSTDataError(
+        raise FileFault(
             f"{path}: the label map has {labels.shape[0]} x {labels.shape[1]} pixels (height x width) and its image "
-            f"{size[0]} x {size[1]}; both must agree"
+            f"{size[0]} x {size[1]}; both must agree",
+            "size_mismatch",
         )
     if remap is None and labels.size and labels.max() < domain.num_classes:
         return labels  # the usual case, at half the time
     table = _id_table(domain, remap)
-    mapped = table[labels]
+    mapped = table.take(labels)
     if (mapped < 0).any():
         strange = np.unique(labels[mapped < 0]).tolist()
         allowed = (
@@ -57,9 +58,11 @@ def read_label_map(
             if remap is not None
             else f"0 to {domain.num_classes - 1} and {domain.ignore_label} (ignore)"
         )
-        raise SSTDataError(
+        raise FileFault(
             f"{path}: the ids {strange} do not belong to label domain '{domain.name}'; allowed are {allowed}. "
-            "If the file follows another label system, give its card a `remap` table"
+            "If the file follows another label system, give its card a `remap` table",
+            "ids",
+            tuple(np.unique(labels).tolist()),
         )
     return mapped.astype(np.uint8)
 
@@ -99,30 +102,31 @@ def _id_table(domain: LabelDomain, remap: Mapping[int, int] | None) -> np.ndarra
 
 
 def _read_index_image(path: str | os.PathLike) -> np.ndarray:
-    try:
-        with Image.open(path) as image:
-            if image.mode not in _INDEX_MODES:
-                raise SSTDataError(
-                    f"{path}: a label map of mode {image.mode}; allowed are one-channel 8-bit images, modes L and P, "
-                    "whose values are class ids. Convert colour renderings to ids first"
-                )
-            if image.format != "PNG":
-                raise SSTDataError(
-                    f"{path}: a label map in the format {image.format}; PNG is allowed, since others may change ids"
-                )
-            if image.mode == "L" and _bits_are_scaled(image):
-                raise SSTDataError(
-                    f"{path}: a grey image of fewer than 8 bits, whose ids would be scaled; save it with 8 bits"
-                )
-            return np.array(image, dtype=np.uint8)
-    except FileNotFoundError as reason:
-        raise SSTDataError(f"{path}: the label map does not exist") from reason
-    except UnidentifiedImageError as reason:
-        raise SSTDataError(f"{path}: is no image file, or an empty one") from reason
-    except SSTDataError:
-        raise
-    except DAMAGE as reason:
-        raise SSTDataError(f"{path}: the label map cannot be read, it may be damaged or cut off ({reason})") from reason
+    with naming_faults(path, "label map", "missing_label"), open(path, "rb") as stream, open_whole(stream) as image:
+        if image.mode not in _INDEX_MODES:
+            raise FileFault(
+                f"{path}: a label map of mode {image.mode}; allowed are one-channel 8-bit images, modes L and P, "
+                "whose values are class ids. Convert colour renderings to ids first",
+                "wrong_mode",
+            )
+        if image.format != "PNG":
+            raise FileFault(
+                f"{path}: a label map in the format {image.format}; PNG is allowed, since others may change ids",
+                "wrong_format",
+            )
+        if image.mode == "L" and _bits_are_scaled(image):
+            raise FileFault(
+                f"{path}: a grey image of fewer than 8 bits, whose ids would be scaled; save it with 8 bits",
+                "wrong_mode",
+            )
+        if getattr(image, "is_animated", False):
+            raise FileFault(f"{path}: an animated PNG; a label map is one picture", "wrong_format")
+        if orientation(image) != 1:
+            raise FileFault(
+                f"{path}: a label map with an EXIF tag that turns it; save it as it is to be read, without the tag",
+                "wrong_format",
+            )
+        return np.array(image, dtype=np.uint8)
 
 
 def read_sample_labels(
@@ -133,22 +137,43 @@ def read_sample_labels(
     Args:
         sample: with ``sem_seg_file_name``, or with ``remapped_label_file_name`` and ``label_remap``.
         domain: the sample's label domain.
-        size: (height, width) of the image; None: unknown.
+        size: (height, width) of the upright image; None: the sample's ``height`` and ``width``, where it has them.
 
     Returns:
         (H, W) uint8, as `read_label_map`.
 
     Raises:
-        SSTDataError: as `read_label_map`, or the sample names no label file.
+        FileFault: as `read_label_map`, or the sample names no label file. A map that follows the photo as it is
+            stored, although an EXIF tag turns the photo, is refused by that name.
     """
-    if "sem_seg_file_name" in sample:
-        return read_label_map(sample["sem_seg_file_name"], domain, size, sample.get("label_remap"))
-    if "remapped_label_file_name" in sample and "label_remap" in sample:
-        return read_label_map(sample["remapped_label_file_name"], domain, size, sample["label_remap"])
-    raise SSTDataError(
-        f"{sample.get('file_name', 'a dataset dict')}: no label map is named; training and evaluation need "
-        "`sem_seg_file_name`, or `remapped_label_file_name` with `label_remap`, in the dataset dict"
-    )
+    if sample.get("sem_seg_file_name") is not None:
+        path, remap = sample["sem_seg_file_name"], sample.get("label_remap")
+    elif sample.get("remapped_label_file_name") is not None and "label_remap" in sample:
+        path, remap = sample["remapped_label_file_name"], sample["label_remap"]
+    else:
+        raise FileFault(
+            f"{sample.get('file_name', 'a dataset dict')}: no label map is named; training and evaluation need "
+            "`sem_seg_file_name`, or `remapped_label_file_name` with `label_remap`, in the dataset dict",
+            "missing_key",
+        )
+    if size is None and "height" in sample and "width" in sample:
+        size = (sample["height"], sample["width"])
+    try:
+        return read_label_map(path, domain, size, remap)
+    except FileFault as fault:
+        if fault.kind == "size_mismatch" and _follows_the_stored_photo(sample, path, size):
+            raise FileFault(
+                f"{fault}. The EXIF tag of {sample['file_name']} turns the photo upright, and the label map has the "
+                "size of the photo as it is stored: turn the label map likewise, or take the tag out of the photo",
+                fault.kind,
+            ) from fault
+        raise
+
+
+def _follows_the_stored_photo(sample: Mapping[str, Any], path: str, size: tuple[int, int]) -> bool:
+    """Whether a label map is lying, beside a photo whose EXIF tag turns it upright to ``size``."""
+    photo = sample.get("file_name")
+    return photo is not None and is_turned_sideways(photo) and image_size(path) == tuple(size)[::-1]
 
 
 def _bits_are_scaled(image: Image.Image) -> bool:

@@ -106,3 +106,38 @@ def test_a_sample_without_a_label_file_is_refused_and_named():
         read_sample_labels({"file_name": "photo.jpg"}, ATR)
     with pytest.raises(SSTDataError, match="no label map is named"):  # never raw, where a remap is meant
         read_sample_labels({"file_name": "photo.jpg", "remapped_label_file_name": "x.png"}, ATR)
+
+
+def test_a_label_map_with_any_bit_altered_is_refused_and_never_read_as_other_ids(tmp_path):
+    labels = np.random.default_rng(0).integers(18, size=(6, 8)).repeat(9, 0).repeat(9, 1).astype(np.uint8)
+    whole = save(tmp_path / "whole.png", labels).read_bytes()
+    for place in range(8, len(whole) - 12):  # the last twelve bytes only mark the end
+        content = bytearray(whole)
+        content[place] ^= 1 << place % 8
+        (tmp_path / "x.png").write_bytes(bytes(content))
+        with pytest.raises(SSTDataError, match=r"x\.png: "):
+            read_label_map(tmp_path / "x.png", ATR)
+
+
+def test_without_a_given_size_that_of_the_sample_counts(tmp_path):
+    sample = {"file_name": "absent.jpg", "sem_seg_file_name": save(tmp_path / "x.png", IDS), "height": 2, "width": 3}
+    assert read_sample_labels(sample, ATR).shape == (2, 3)
+    with pytest.raises(SSTDataError, match=r"x\.png: .*2 x 3 pixels.*its image 2 x 4; both must agree$"):
+        read_sample_labels({**sample, "width": 4}, ATR)
+
+
+@pytest.mark.parametrize("tag", range(1, 9))
+def test_labels_that_follow_a_photo_as_it_is_stored_are_refused_by_that_name(tmp_path, tag):
+    exif = Image.Exif()
+    exif[0x0112] = tag
+    Image.new("RGB", (3, 2)).save(tmp_path / "x.jpg", exif=exif)
+    sample = {"file_name": str(tmp_path / "x.jpg"), "sem_seg_file_name": save(tmp_path / "x.png", IDS)}
+    if tag < 5:
+        assert read_sample_labels(sample, ATR, (2, 3)).shape == (2, 3)
+        with pytest.raises(SSTDataError, match="both must agree$"):  # lying, but not for the tag's sake
+            read_sample_labels(sample, ATR, (3, 2))
+        return
+    with pytest.raises(SSTDataError, match=r"2 x 3 pixels.*its image 3 x 2.*EXIF tag of .*x\.jpg turns the photo"):
+        read_sample_labels(sample, ATR, (3, 2))
+    with pytest.raises(SSTDataError, match="both must agree$"):  # another size is no matter of the tag
+        read_sample_labels(sample, ATR, (3, 4))
