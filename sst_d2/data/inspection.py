@@ -31,6 +31,10 @@ KINDS = {
     "transparent": "a photo has transparent pixels; their stored colours count",
     "frames": "a photo's file holds several pictures; the first one counts",
     "unlabelled": "every pixel of a label map is ignored",
+    # By the preparation scripts:
+    "two_files": "two files of a download have the same id",
+    "no_person": "a listed photo shows no person",
+    "other_name": "an annotation says of itself that it belongs to another photo",
     # Of whole data sets, by datasets/check_dataset.py:
     "card": "the data set's list of ids or its folder cannot be read",
     "listed_twice": "the list of ids names one twice",
