@@ -99,7 +99,7 @@ def test_photos_without_labels_are_counted(tmp_path, output, capsys):
 
 def test_the_next_command_names_the_configuration(tmp_path, output, capsys):
     assert prepare(write_lip(tmp_path / "LIP"), output) == 0
-    assert "--config-file configs/single/lip_R50.yaml\n" in capsys.readouterr().out
+    assert "--config-file configs/single/lip_R50.yaml DATASETS.SST.CARDS" in capsys.readouterr().out
 
 
 
