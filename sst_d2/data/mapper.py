@@ -14,7 +14,7 @@ from detectron2.data import transforms as T
 
 from sst_d2.data.image_io import read_image
 from sst_d2.data.label_io import read_sample_labels
-from sst_d2.data.transforms import RandomCropPad, RandomMirror, RandomScale, SSTAugInput
+from sst_d2.data.transforms import RandomScaleCropMirror, SSTAugInput
 from sst_d2.errors import SSTDataError
 from sst_d2.label_domains import LabelDomain, get_label_domain
 
@@ -88,7 +88,11 @@ class SSTDatasetMapper:
         return sample
 
     def _domain_of(self, sample: dict[str, Any]) -> LabelDomain:
-        file_name, name = sample.get("file_name", "a dataset dict"), sample.get("label_domain")
+        file_name, name = sample.get("file_name"), sample.get("label_domain")
+        if file_name is None:
+            raise SSTDataError(
+                f"the sample '{sample.get('image_id')}' names no photo; every dataset dict needs the key `file_name`"
+            )
         if name is None:
             raise SSTDataError(
                 f"{file_name}: the key 'label_domain' is missing; register the data set by a dataset card, or put the "
@@ -102,12 +106,14 @@ class SSTDatasetMapper:
 
 
 def build_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
-    """The paper's augmentations: random scale, crop with padding, mirror (``INPUT.SST``, ``INPUT.RANDOM_FLIP``)."""
-    mirror = {"none": 0.0, "horizontal": 0.5}
+    """The paper's augmentation: random scale, crop with padding, mirror (``INPUT.SST``, ``INPUT.RANDOM_FLIP``)."""
     return [
-        RandomScale(tuple(cfg.INPUT.SST.SCALE_RANGE), cfg.INPUT.SST.SCALE_PER_AXIS),
-        RandomCropPad(tuple(cfg.INPUT.SST.CROP_SIZE)),
-        RandomMirror(mirror[cfg.INPUT.RANDOM_FLIP]),
+        RandomScaleCropMirror(
+            cfg.INPUT.SST.CROP_SIZE,
+            cfg.INPUT.SST.SCALE_RANGE,
+            per_axis=cfg.INPUT.SST.SCALE_PER_AXIS,
+            mirror_probability={"none": 0.0, "horizontal": 0.5}[cfg.INPUT.RANDOM_FLIP],
+        )
     ]
 
 

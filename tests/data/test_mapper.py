@@ -11,7 +11,7 @@ from PIL import Image
 
 from sst_d2.data import SSTDatasetMapper, register_dataset_card
 from sst_d2.data.mapper import build_augmentations
-from sst_d2.data.transforms import RandomCropPad, RandomMirror, RandomScale
+from sst_d2.data.transforms import RandomScaleCropMirror
 from sst_d2.errors import SSTDataError
 from sst_d2.label_domains import get_label_domain
 
@@ -48,7 +48,8 @@ def test_the_configured_order_of_channels_is_given(make_dataset):
 def test_one_mapper_serves_several_domains_with_their_own_flip_pairs(make_dataset):
     atr, pascal = samples(make_dataset, "a")[0], samples(make_dataset, "p", domain="pascal_person_part")[0]
     domains = [get_label_domain(name) for name in ("atr", "pascal_person_part")]
-    mapper = SSTDatasetMapper(True, domains=domains, augmentations=[RandomMirror(1.0)])
+    always = RandomScaleCropMirror((40, 48), (1.0, 1.0), mirror_probability=1.0)
+    mapper = SSTDatasetMapper(True, domains=domains, augmentations=[always])
     for sample, domain in zip((atr, pascal), domains, strict=True):
         raw = np.asarray(Image.open(sample["sem_seg_file_name"]))
         expected = domain.flip_permutation()[raw[:, ::-1]]
@@ -67,13 +68,11 @@ def test_augmentation_depends_on_seed_and_position_alone(make_dataset):
     assert all(not torch.equal(first["image"], other["image"]) for other in others)
 
 
-def test_a_configuration_gives_the_three_augmentations_of_the_paper():
-    cfg = tiny_cfg(INPUT__SST__SCALE_RANGE=[0.5, 2.0], INPUT__SST__SCALE_PER_AXIS=True)
-    scale, crop, mirror = build_augmentations(cfg)
-    assert isinstance(scale, RandomScale) and (scale.scale_range, scale.per_axis) == ((0.5, 2.0), True)
-    assert isinstance(crop, RandomCropPad) and crop.crop_size == (32, 32)
-    assert isinstance(mirror, RandomMirror) and mirror.probability == 0.5
-    assert build_augmentations(tiny_cfg(INPUT__RANDOM_FLIP="none"))[2].probability == 0.0
+def test_a_configuration_gives_the_augmentation_of_the_paper():
+    (augmentation,) = build_augmentations(tiny_cfg(INPUT__SST__SCALE_RANGE=[0.5, 2.0], INPUT__SST__SCALE_PER_AXIS=True))
+    assert (augmentation.scale_range, augmentation.per_axis) == ((0.5, 2.0), True)
+    assert (augmentation.crop_size, augmentation.mirror_probability) == ((32, 32), 0.5)
+    assert build_augmentations(tiny_cfg(INPUT__RANDOM_FLIP="none"))[0].mirror_probability == 0.0
 
 
 def test_the_global_random_state_is_left_alone(make_dataset):
@@ -141,3 +140,9 @@ def test_the_mapper_works_in_detectron2s_own_loader(make_dataset):
     samples(make_dataset, count=3)
     loader = build_detection_test_loader(DatasetCatalog.get("toy"), mapper=SSTDatasetMapper(tiny_cfg(), is_train=False))
     assert [batch[0]["image_id"] for batch in loader] == ["toy_0", "toy_1", "toy_2"]
+
+
+def test_a_sample_without_a_photo_is_refused_by_its_id():
+    mapper = SSTDatasetMapper(False, domains=[get_label_domain("atr")], augmentations=[])
+    with pytest.raises(SSTDataError, match="the sample '7' names no photo; .*`file_name`"):
+        mapper({"image_id": "7", "label_domain": "atr"})

@@ -102,7 +102,6 @@ def test_the_next_command_names_the_configuration(tmp_path, output, capsys):
     assert "--config-file configs/single/lip_R50.yaml DATASETS.SST.CARDS" in capsys.readouterr().out
 
 
-
 def test_real_data(real_data, output):
     before = contents(real_data / "lip")
     assert prepare(real_data / "lip", output) == 0
