@@ -16,7 +16,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 from tabulate import tabulate
 
-from sst_d2.checkpoint_io import SST_FORMAT, read_checkpoint, write_whole
+from sst_d2.checkpoint_io import SST_FORMAT, read_checkpoint, write_checkpoint
 from sst_d2.errors import SSTCheckpointError
 
 # Parts that a start from other weights may lack or hold in another shape: they belong to label domains, not to people.
@@ -80,7 +80,7 @@ class SSTCheckpointer(DetectionCheckpointer):
         )
         path = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info("Saving checkpoint to %s", path)
-        write_whole(path, lambda stream: torch.save(data, stream))
+        write_checkpoint(path, lambda stream: torch.save(data, stream))
         if tag_last:
             self.tag_last_checkpoint(os.path.basename(path))
 
@@ -91,7 +91,21 @@ class SSTCheckpointer(DetectionCheckpointer):
             SSTCheckpointError: as `save`.
         """
         path = os.path.join(self.save_dir, "last_checkpoint")
-        write_whole(path, lambda stream: stream.write(last_filename_basename.encode()))
+        write_checkpoint(path, lambda stream: stream.write(last_filename_basename.encode()))
+
+    def get_checkpoint_file(self) -> str:
+        """Path of the checkpoint that ``last_checkpoint`` names; "" where there is none.
+
+        Raises:
+            SSTCheckpointError: the file ``last_checkpoint`` is empty.
+        """
+        path = super().get_checkpoint_file()
+        if path and os.path.basename(path) == "":
+            raise SSTCheckpointError(
+                f"{os.path.join(self.save_dir, 'last_checkpoint')}: is empty; write the name of the last whole "
+                "checkpoint of that folder into it, e.g. model_0004999.pth"
+            )
+        return path
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """Load a checkpoint of this very network: every key must be there and fit.
@@ -157,10 +171,10 @@ class SSTCheckpointer(DetectionCheckpointer):
             return super().load(self._local_path(path), checkpointables)
         except SSTCheckpointError as reason:
             raise SSTCheckpointError(_with_path(path, reason)) from reason
-        except (RuntimeError, ValueError, KeyError) as reason:
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as reason:
             raise SSTCheckpointError(
-                f"{path}: the state of training in it does not fit this run ({reason}); it comes from another "
-                "configuration. Start anew with MODEL.WEIGHTS set to it, without --resume"
+                f"{path}: the state of training in it is damaged or does not fit this run ({reason}). Its weights may "
+                "serve: start anew with MODEL.WEIGHTS set to it, without --resume"
             ) from reason
 
     def _local_path(self, path: str) -> str:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import pickle
+import struct
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
@@ -16,13 +15,16 @@ from iopath.common.file_io import PathHandler
 from safetensors import SafetensorError
 from safetensors.torch import load_file as load_safetensors
 
+from sst_d2.array_pickle import read_array_pickle
 from sst_d2.errors import SSTCheckpointError
+from sst_d2.files import write_whole
 
 SST_FORMAT = 1
 # What torch and pickle raise for files that are cut off, altered or of another kind.
 _UNREADABLE = (
     *(RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError, ImportError),
-    *(EOFError, OverflowError, MemoryError, OSError, pickle.UnpicklingError, SafetensorError),
+    *(EOFError, OverflowError, MemoryError, OSError, AssertionError, SystemError, RecursionError),
+    *(pickle.UnpicklingError, struct.error, SafetensorError),
 )
 
 
@@ -41,7 +43,7 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     try:
         if path.endswith(".pkl"):
             with open(path, "rb") as stream:
-                loaded = _ArrayUnpickler(stream, encoding="latin1").load()
+                loaded = read_array_pickle(stream)
         elif path.endswith(".safetensors"):
             loaded = load_safetensors(path)
         else:
@@ -57,42 +59,35 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     content = dict(loaded) if isinstance(loaded, dict) else {}
     # Detectron2 keeps weights under "model", many other programs under "state_dict"; torchvision's are bare.
     weights = content.setdefault("model", content.get("state_dict", loaded))
-    if not isinstance(weights, dict) or not all(
-        isinstance(key, str) and isinstance(value, (torch.Tensor, np.ndarray)) for key, value in weights.items()
-    ):
-        raise SSTCheckpointError("the file holds no dict of named tensors, as weights are kept")
-    if content.get("sst_format", SST_FORMAT) != SST_FORMAT:
-        raise SSTCheckpointError(
-            f"written in format {content['sst_format']!r} by another sst_d2; this one reads {SST_FORMAT!r}"
-        )
+    if not isinstance(weights, dict) or not all(isinstance(key, str) and _is_plain(weights[key]) for key in weights):
+        raise SSTCheckpointError("the file holds no dict of named tensors of real numbers, as weights are kept")
+    written = content.get("sst_format", SST_FORMAT)
+    if not isinstance(written, int) or written != SST_FORMAT:
+        raise SSTCheckpointError(f"written in format {written!r} by another sst_d2; this one reads {SST_FORMAT!r}")
     return content
 
 
-def write_whole(path: str, write: Callable[[BinaryIO], Any]) -> None:
-    """Write under another name, on to the disk, then rename: under ``path`` there is never a part of a file.
-
-    Args:
-        path: the file.
-        write: writes its content to the stream that it is given.
+def write_checkpoint(path: str, write: Callable[[BinaryIO], Any]) -> None:
+    """`write_whole`, with the sentence for those whose disk is full.
 
     Raises:
         SSTCheckpointError: it cannot be written; what lay under ``path`` is as it was.
     """
-    partial = f"{path}.partial"
     try:
-        with open(partial, "wb") as stream:
-            write(stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(partial, path)
+        write_whole(path, write)
     except (OSError, RuntimeError) as reason:  # torch's writer raises the second when a disk is full
-        with contextlib.suppress(OSError):
-            os.remove(partial)
         first_line = (str(reason).strip().splitlines() or [type(reason).__name__])[0]
         raise SSTCheckpointError(
             f"{path}: cannot be written ({first_line}). Earlier checkpoints are whole: make room, or choose another "
             "OUTPUT_DIR, and go on with --resume"
         ) from reason
+
+
+def _is_plain(value: object) -> bool:
+    """Whether a tensor or an array holds its numbers as weights do."""
+    if isinstance(value, torch.Tensor):
+        return value.layout == torch.strided and not (value.is_meta or value.is_complex() or value.is_quantized)
+    return isinstance(value, np.ndarray)
 
 
 class _TorchvisionWeights(PathHandler):
@@ -113,32 +108,3 @@ class _TorchvisionWeights(PathHandler):
 
 
 PathManager.register_handler(_TorchvisionWeights(), allow_override=True)
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Reads arrays in plain containers, the form of Detectron2's model zoo, and refuses the rest."""
-
-    _ALLOWED = frozenset(
-        {
-            ("collections", "OrderedDict"),
-            ("_codecs", "encode"),
-            ("numpy", "ndarray"),
-            ("numpy", "dtype"),
-            ("numpy.core.multiarray", "_reconstruct"),
-            ("numpy.core.multiarray", "scalar"),
-            ("numpy._core.multiarray", "_reconstruct"),
-            ("numpy._core.multiarray", "scalar"),
-        }
-    )
-
-    def find_class(self, module: str, name: str) -> Any:
-        """The few constructors that arrays need."""
-        if (module, name) not in self._ALLOWED:
-            raise SSTCheckpointError(
-                f"the file asks to load {module}.{name}; only arrays in plain containers are read from a .pkl file, "
-                "since others can execute code. Convert the weights to a .pth file of tensors"
-            )
-        if name in ("_reconstruct", "scalar"):
-            # NumPy 1 and 2 name this module differently.
-            module = np.ndarray.__reduce__(np.zeros(0))[0].__module__
-        return super().find_class(module, name)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -14,6 +15,13 @@ from detectron2.config import get_cfg
 
 from sst_d2.config_checks import check_values
 from sst_d2.errors import SSTConfigError
+
+# A run may go on elsewhere, for longer, and be evaluated otherwise.
+_MAY_CHANGE = (
+    *("OUTPUT_DIR", "MODEL.WEIGHTS", "MODEL.DEVICE", "VIS_PERIOD", "DATASETS.TEST", "DATASETS.SST.CARDS", "TEST."),
+    *("DATALOADER.NUM_WORKERS", "SOLVER.MAX_ITER", "SOLVER.STEPS", "SOLVER.CHECKPOINT_PERIOD"),
+    *("SOLVER.SST.MAX_EPOCHS", "SOLVER.SST.EPOCH_STEPS"),
+)
 
 
 def add_sst_config(cfg: CN) -> None:
@@ -167,6 +175,28 @@ def resolve_device(cfg: CN) -> None:
         )
 
 
+def changed_values(saved: str, cfg: CN) -> list[str]:
+    """What a configuration that was saved with a run says otherwise than ``cfg``; places, devices and tests apart.
+
+    Args:
+        saved: YAML text, as a checkpoint holds it.
+        cfg: the configuration now.
+
+    Returns:
+        a clause per key, ``KEY was … and is …``.
+    """
+    try:
+        before = yaml.safe_load(saved) or {}
+    except yaml.YAMLError:
+        before = {}
+    then, now = _values(before), _values(yaml.safe_load(cfg.dump()))
+    return [
+        f"{key} was {then[key]!r} and is {now[key]!r}"
+        for key in now
+        if key in then and then[key] != now[key] and not key.startswith(_MAY_CHANGE)
+    ]
+
+
 def get_config_file(name: str) -> str:
     """Path of one of the project's configuration files, in a checkout and in an installed package.
 
@@ -183,6 +213,14 @@ def get_config_file(name: str) -> str:
             return str(folder / name)
     present = sorted({str(path.relative_to(folder)) for folder in folders for path in folder.rglob("*.yaml")})
     raise SSTConfigError(f"there is no configuration file '{name}'; there are: {', '.join(present)}")
+
+
+def _values(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The leaves of nested mappings by their dotted names."""
+    values = {}
+    for key, value in node.items():
+        values.update(_values(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return values
 
 
 def _key_names(node: CN, prefix: str = "") -> list[str]:

@@ -24,7 +24,7 @@ from detectron2.utils.logger import setup_logger
 from torch.nn.parallel import DistributedDataParallel
 
 from sst_d2.checkpoint import SSTCheckpointer
-from sst_d2.config import load_config
+from sst_d2.config import changed_values, load_config
 from sst_d2.data import SSTDatasetMapper, build_sst_train_loader, register_dataset_cards
 from sst_d2.data.cards import count_images, require_data
 from sst_d2.data.loader import SSTTrainLoader, dataset_domain
@@ -101,6 +101,9 @@ def check_config(cfg: CfgNode) -> None:
         raise SSTConfigError(
             f"SOLVER.AMP.ENABLED needs a GPU, and MODEL.DEVICE is '{cfg.MODEL.DEVICE}'; set it to False"
         )
+    share, parts = cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size(), cfg.SOLVER.SST.ACCUMULATE
+    if parts > max(share, 1):
+        raise SSTConfigError(f"SOLVER.SST.ACCUMULATE: {parts} parts of {share} images per process; at most as many")
 
 
 def epochs_to_iterations(cfg: CfgNode) -> None:
@@ -251,8 +254,7 @@ class SSTTrainer(DefaultTrainer):
         if self.cfg.DATASETS.TEST and comm.is_main_process():
             standard.insert(place, SaveBest(self.cfg.TEST.EVAL_PERIOD))
         behind_checkpoint = [hook for hook in standard if isinstance(hook, (EvalHook, SaveBest, PeriodicWriter))]
-        log = os.path.join(self.cfg.OUTPUT_DIR, "metrics.json")
-        return [*own, *standard, FinishStep(behind_checkpoint, log, self.cfg.TEST.EVAL_PERIOD)]
+        return [*own, *standard, FinishStep(behind_checkpoint, self.cfg.OUTPUT_DIR, self.cfg.TEST.EVAL_PERIOD)]
 
     def _test_with_TTA(self) -> Any:
         self._last_tta_results = self.test_with_TTA(self.cfg, self.model)
@@ -265,7 +267,20 @@ class SSTTrainer(DefaultTrainer):
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Go on from the last checkpoint, the order of images included, or start from ``MODEL.WEIGHTS``."""
-        super().resume_or_load(resume)
+        content = self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
+        logger = logging.getLogger(__name__)
+        if resume and self.checkpointer.has_checkpoint():
+            self.start_iter = self.iter + 1
+            changes = changed_values(content.get("config", ""), self.cfg)
+            if changes:
+                logger.warning("this is not the run that was interrupted any more: %s", "; ".join(changes))
+            if self.start_iter > self.max_iter:
+                logger.warning(
+                    "the checkpoint has %d iterations behind it, and SOLVER.MAX_ITER is %d: nothing is left to train",
+                    *(self.start_iter, self.max_iter),
+                )
+        elif resume:
+            logger.warning("--resume: %s has no last_checkpoint, so this run starts anew", self.cfg.OUTPUT_DIR)
         if isinstance(self._loader, SSTTrainLoader):
             self._loader.start_iteration = self.start_iter
 
@@ -281,7 +296,12 @@ class SSTTrainer(DefaultTrainer):
 
     def state_dict(self) -> dict[str, Any]:
         """Iteration, hooks, and the optimiser, which Detectron2 0.5 leaves out; and whose state it is."""
-        return {**super().state_dict(), "_trainer": self._trainer.state_dict(), "detectron2": detectron2.__version__}
+        return {
+            **super().state_dict(),
+            "_trainer": self._trainer.state_dict(),
+            "detectron2": detectron2.__version__,
+            "processes": comm.get_world_size(),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take back what `state_dict` gave.
@@ -297,6 +317,14 @@ class SSTTrainer(DefaultTrainer):
             )
         super().load_state_dict(state_dict)
         self._trainer.load_state_dict(state_dict["_trainer"])
+        if isinstance(self.iter, bool) or not isinstance(self.iter, int) or self.iter < 0:
+            raise ValueError(f"its iteration is {self.iter!r}")
+        if state_dict.get("processes") != comm.get_world_size():
+            logging.getLogger(__name__).warning(
+                "the run had %s processes and now has %d: images and losses stay the same, random numbers inside the "
+                "network and rounding do not",
+                *(state_dict.get("processes"), comm.get_world_size()),
+            )
 
 
 # What Gloo says on the processes that are left when one has ended.

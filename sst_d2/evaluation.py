@@ -22,6 +22,7 @@ from detectron2.utils import comm
 
 from sst_d2.data.label_io import read_sample_labels
 from sst_d2.errors import SSTConfigError, SSTDataError
+from sst_d2.files import write_whole
 from sst_d2.label_domains import LabelDomain, get_label_domain
 from sst_d2.score_tables import AVERAGED_CLASSES, PROJECTS, UNION, class_table, scores_by_definition
 from sst_d2.visualization import save_label_png
@@ -274,7 +275,7 @@ class SSTSemSegEvaluator(DatasetEvaluator):
         self._logger.info("%s, in percent:\n%s\n%s\n%s", name, table, summary, _caption(scores))
 
     def _write_json(self, results: Mapping[str, float], confusion: np.ndarray, num_images: int) -> None:
-        """Write the results, first under another name, so that no reader ever meets half a file."""
+        """Write the results."""
         document = {
             "dataset": self._dataset_name,
             "label_domain": self._domain.name,
@@ -286,10 +287,8 @@ class SSTSemSegEvaluator(DatasetEvaluator):
             "confusion_matrix": confusion.tolist(),
             "confusion_matrix_axes": "rows: ground truth, columns: prediction; pixels",
         }
-        path = self._output_dir / "sem_seg_evaluation.json"
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        temporary.replace(path)
+        text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+        write_whole(self._output_dir / "sem_seg_evaluation.json", lambda stream: stream.write(text.encode()))
 
 
 def _domain_of_dataset(dataset_name: str) -> LabelDomain:

@@ -1,12 +1,13 @@
-"""How paths and the project's own YAML files are read: one set of rules for domains, cards and configurations."""
+"""How paths and the project's own YAML files are read, and files written: one set of rules for all rooms."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import yaml
 
@@ -44,6 +45,29 @@ def expand_path(path: str | os.PathLike, base: Path | None = None, error: type[S
     if base is None or expanded.is_absolute() or text.startswith("${"):
         return expanded
     return Path(base) / expanded
+
+
+def write_whole(path: str | os.PathLike, write: Callable[[BinaryIO], Any]) -> None:
+    """Write under another name, on to the disk, then rename: under ``path`` there is never a part of a file.
+
+    Args:
+        path: the file.
+        write: writes its content to the stream that it is given.
+
+    Raises:
+        OSError: (or what ``write`` raises) it cannot be written; what lay under ``path`` is as it was.
+    """
+    partial = f"{os.fspath(path)}.partial"
+    try:
+        with open(partial, "wb") as stream:
+            write(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.remove(partial)
+        raise
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):

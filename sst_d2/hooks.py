@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import math
@@ -18,6 +19,7 @@ from detectron2.utils.env import seed_all_rng
 from sst_d2.errors import SSTCheckpointError
 
 BEST_CHECKPOINT = "model_best"
+LOG = "metrics.json"
 
 
 class SeedEveryStep(HookBase):
@@ -50,17 +52,10 @@ class SaveBest(HookBase):
         self._best = -math.inf
 
     def before_train(self) -> None:
-        """In a resumed run ask the best checkpoint for its value: the last one was written before its evaluation.
-
-        A new run lays the best checkpoint of an older one in the same folder aside.
-        """
+        """In a resumed run ask the best checkpoint for its value: the last one was written before its evaluation."""
         path = os.path.join(self.trainer.checkpointer.save_dir, f"{BEST_CHECKPOINT}.pth")
         logger = logging.getLogger(__name__)
-        if not os.path.isfile(path):
-            return
-        if self.trainer.start_iter == 0:
-            os.replace(path, path.replace(BEST_CHECKPOINT, f"{BEST_CHECKPOINT}_of_previous_run"))
-            logger.info("%s of an earlier run is kept as %s_of_previous_run.pth", path, BEST_CHECKPOINT)
+        if not os.path.isfile(path) or self.trainer.start_iter == 0:
             return
         try:
             state = self.trainer.checkpointer.read(path).get("trainer", {}).get("hooks", {})
@@ -102,20 +97,21 @@ class FinishStep(HookBase):
     A checkpoint is written in the middle of a step: evaluation, best checkpoint and log line come behind it, so that a
     failing evaluation costs no training. A run that goes on drops the log's lines that are later than its checkpoint,
     takes back the values that the log's medians are made of, and does what the step of the checkpoint still lacks.
-    A new run lays the log of an older one in the same folder aside.
+    A new run lays the log and the best checkpoint of an older one in the same folder aside, and the note which
+    checkpoint is its last, so that nothing of the older one can be taken for its own.
 
     Args:
         behind_checkpoint: the hooks whose ``after_step`` comes behind the checkpoint, in their order.
-        log: ``metrics.json`` of the run.
+        folder: of the run, with its ``metrics.json``.
         eval_period: iterations between evaluations; 0: after training only.
     """
 
     # Detectron2's writers take the median of so many values.
     _WINDOW = 20
 
-    def __init__(self, behind_checkpoint: Sequence[HookBase], log: str, eval_period: int) -> None:
+    def __init__(self, behind_checkpoint: Sequence[HookBase], folder: str, eval_period: int) -> None:
         self._behind_checkpoint = behind_checkpoint
-        self._log = log
+        self._folder = folder
         self._eval_period = eval_period
         self._scalars: dict[str, dict[str, Any]] = {}
 
@@ -124,21 +120,30 @@ class FinishStep(HookBase):
         trainer, last = self.trainer, self.trainer.start_iter - 1
         if last < 0:
             if comm.is_main_process():
-                _lay_aside(self._log)
+                _lay_aside(self._folder)
             return
         evaluated = self._eval_period > 0 and (last + 1) % self._eval_period == 0 and last + 1 != trainer.max_iter
-        logged = comm.all_gather(_drop_later_lines(self._log, last, evaluated) if comm.is_main_process() else [])[0]
-        for name, scalar in self._scalars.items():
-            for value, iteration in scalar["values"]:
-                # The log's writer knows only what it has written itself: a score that stands there would come again.
-                if scalar["smooth"] or iteration > max(logged, default=-1):
-                    trainer.storage.iter = iteration
-                    trainer.storage.put_scalar(name, value, smoothing_hint=scalar["smooth"])
+        logged = comm.all_gather(self._drop_later_lines(last, evaluated))[0]
+        if last + 1 < trainer.max_iter or last not in logged:
+            self._restore(written=max(logged, default=-1))
         # The loop counts on from here, also where no step is left.
         trainer.iter = trainer.storage.iter = last
         if last not in logged:
             for hook in self._behind_checkpoint:
                 hook.after_step()
+
+    def _drop_later_lines(self, last: int, evaluated: bool) -> list[int]:
+        log = os.path.join(self._folder, LOG)
+        return drop_later_lines(log, last, evaluated) if comm.is_main_process() else []
+
+    def _restore(self, written: int) -> None:
+        storage = self.trainer.storage
+        for name, scalar in self._scalars.items():
+            for value, iteration in scalar["values"]:
+                # The log's writer knows only what it has written itself: a score that stands there would come again.
+                if scalar["smooth"] or iteration > written:
+                    storage.iter = iteration
+                    storage.put_scalar(name, value, smoothing_hint=scalar["smooth"])
 
     def state_dict(self) -> dict[str, Any]:
         """The latest values of all scalars but those of the clock, which a resumed run reads anew."""
@@ -165,17 +170,8 @@ def mean_miou(results: Mapping[str, Any]) -> float | None:
     return float(np.mean(values)) if values else None
 
 
-def _lay_aside(log: str) -> None:
-    """Copied and emptied, not renamed: the writer has the file open already."""
-    if os.path.isfile(log) and os.path.getsize(log):
-        kept = log.replace(".json", "_of_previous_run.json")
-        shutil.copyfile(log, kept)
-        os.truncate(log, 0)
-        logging.getLogger(__name__).info("%s of an earlier run is kept as %s", log, kept)
-
-
-def _drop_later_lines(log: str, last: int, evaluated: bool) -> list[int]:
-    """Cut off the lines behind iteration ``last``; of that one too, if it should hold an evaluation and does not.
+def drop_later_lines(log: str, last: int, evaluated: bool) -> list[int]:
+    """Cut off a log's lines behind iteration ``last``; of that one too, if it lacks an evaluation that it should hold.
 
     Returns:
         the iterations of the lines that stay.
@@ -190,7 +186,7 @@ def _drop_later_lines(log: str, last: int, evaluated: bool) -> list[int]:
                 record = json.loads(line)
             except ValueError:
                 break  # cut off by the end of the process that wrote it
-            iteration = record["iteration"]
+            iteration = record.get("iteration", -1)
             lacking = evaluated and not any(key.endswith("sem_seg/mIoU") for key in record)
             if iteration > last or (iteration == last and lacking):
                 break
@@ -198,3 +194,28 @@ def _drop_later_lines(log: str, last: int, evaluated: bool) -> list[int]:
             end += len(line)
     os.truncate(log, end)
     return kept
+
+
+def _lay_aside(folder: str) -> None:
+    """Move what an earlier run says of itself to ``previous_run_<n>``; its other checkpoints stay."""
+    names = [LOG, f"{BEST_CHECKPOINT}.pth", "last_checkpoint"]
+    found = [name for name in names if os.path.isfile(os.path.join(folder, name))]
+    found = [name for name in found if os.path.getsize(os.path.join(folder, name))]
+    if not found:
+        return
+    number = next(n for n in itertools.count(1) if not os.path.exists(os.path.join(folder, f"previous_run_{n}")))
+    aside = os.path.join(folder, f"previous_run_{number}")
+    os.makedirs(aside)
+    for name in found:
+        path = os.path.join(folder, name)
+        if name == LOG:  # the writer has it open already
+            shutil.copyfile(path, os.path.join(aside, name))
+            os.truncate(path, 0)
+        else:
+            os.replace(path, os.path.join(aside, name))
+    logging.getLogger(__name__).warning(
+        "%s holds an earlier run, and this one starts anew (no --resume): %s went to %s",
+        folder,
+        ", ".join(found),
+        aside,
+    )

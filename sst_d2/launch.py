@@ -10,7 +10,9 @@ import re
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable
+from multiprocessing.connection import wait
 from multiprocessing.sharedctypes import Synchronized
 from typing import Any
 
@@ -150,6 +152,7 @@ def _run_process(
     mistake: Synchronized,
     args: tuple,
 ) -> None:
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
     dist.init_process_group(
         backend="nccl" if on_gpu else "gloo",
         init_method=dist_url,
@@ -164,6 +167,14 @@ def _run_process(
                 report_user_error(error)
             mistake.value = True
         sys.exit(1)
+
+
+def _end_with_the_parent() -> None:
+    """A launcher that is killed cannot stop its processes: they would train on, beside the run that is resumed."""
+    parent = mp.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _run_in_group(

@@ -51,7 +51,7 @@ class TrainStep(SimpleTrainer):
                 f"SOLVER.SST.ACCUMULATE: {accumulate} parts need a model that counts labelled pixels, as SST does; "
                 f"{type(self._network).__name__} does not: set it to 1"
             )
-        self._clip_norm = clip_norm
+        self._clip_norm = math.inf if clip_norm is None else clip_norm
         self._amp_type = amp_type
         self._accumulate = accumulate
         # Only float16 has so small a range that gradients need scaling; switched off, the scaler does nothing.
@@ -66,8 +66,7 @@ class TrainStep(SimpleTrainer):
         losses = self._gradients(batch)
         # Before any clipping, Detectron2's own inside the optimiser included.
         self._scaler.unscale_(self.optimizer)
-        if self._clip_norm is not None:
-            self._clip()
+        self._clip()
         self._write_metrics(losses, data_time)
         self._scaler.step(self.optimizer)
         self._scaler.update()
@@ -122,6 +121,7 @@ class TrainStep(SimpleTrainer):
             )
 
     def _clip(self) -> None:
+        """Clip, and look whether all gradients are finite, also where nothing is clipped."""
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._clip_norm)
         if not self._scaler.is_enabled() and not torch.isfinite(norm):
             raise SSTNumericError(

@@ -16,6 +16,7 @@ from detectron2.modeling import build_model
 from safetensors.torch import save_file as save_safetensors
 
 from sst_d2.checkpoint import SSTCheckpointer
+from sst_d2.checkpoint_io import read_checkpoint
 from sst_d2.errors import SSTCheckpointError
 from sst_d2.label_domains import LabelDomain
 
@@ -282,6 +283,31 @@ def test_safetensors_are_read_and_damaged_ones_refused(saved, tmp_path):
     with pytest.raises(SSTCheckpointError, match=r"weights.safetensors: cannot be read as a checkpoint") as error:
         SSTCheckpointer(other).load(str(path))
     assert len(str(error.value).splitlines()) <= 3
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        {"a": torch.zeros(2, dtype=torch.complex64)},
+        {"a": torch.zeros(2).to_sparse()},
+        {"a": torch.zeros(2, device="meta")},
+        {"a": torch.zeros(2), 3: torch.zeros(2)},
+    ],
+)
+def test_tensors_that_are_no_weights_are_refused(tmp_path, weights):
+    torch.save({"model": weights}, tmp_path / "odd.pth")
+    with pytest.raises(SSTCheckpointError, match=r"odd\.pth: the file holds no dict of named tensors of real numbers"):
+        SSTCheckpointer(new_model()).load_for_evaluation(str(tmp_path / "odd.pth"))
+
+
+def test_files_in_torchs_older_format_may_be_cut_anywhere(tmp_path):
+    path = tmp_path / "old.pth"
+    torch.save({"model": {"a": torch.zeros(3)}}, path, _use_new_zipfile_serialization=False)
+    whole = path.read_bytes()
+    for end in range(len(whole)):
+        path.write_bytes(whole[:end])
+        with pytest.raises(SSTCheckpointError, match="cannot be read as a checkpoint"):
+            read_checkpoint(str(path))
 
 
 @pytest.mark.parametrize("content", ["cut", "text", "empty", "list"])

@@ -124,6 +124,33 @@ def test_a_process_that_is_killed_ends_the_run_with_its_signal():
     assert time.monotonic() - start < 60
 
 
+def sleep_and_say_who(folder):
+    open(f"{folder}/{os.getpid()}", "w").close()
+    time.sleep(120)
+
+
+@pytest.mark.slow
+def test_no_process_outlives_its_launcher(tmp_path):
+    context = torch.multiprocessing.get_context("spawn")
+    launcher = context.Process(target=launch, args=(sleep_and_say_who, 2), kwargs={"args": (str(tmp_path),)})
+    launcher.start()
+    end = time.monotonic() + 60
+    while len(os.listdir(tmp_path)) < 2:
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    launcher.kill()
+    while any(os.path.exists(f"/proc/{pid}/cmdline") and _is_alive(pid) for pid in os.listdir(tmp_path)):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def _is_alive(pid):
+    try:
+        return open(f"/proc/{pid}/stat").read().split()[2] != "Z"
+    except FileNotFoundError:
+        return False
+
+
 @pytest.mark.slow
 def test_a_worker_that_dies_ends_all_processes_with_its_message(capfd):
     with pytest.raises(SystemExit):

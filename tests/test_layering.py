@@ -12,6 +12,7 @@ PACKAGE = ROOT / "sst_d2"
 # What each room may import of the project, besides itself.
 BASE = {"errors", "files"}
 ALLOWED = {
+    "arguments": set(),
     "errors": set(),
     "files": {"errors"},
     "label_domains": BASE,
@@ -23,7 +24,8 @@ ALLOWED = {
     "score_tables": set(),
     "evaluation": {*BASE, "label_domains", "data", "visualization", "score_tables"},
     "checkpoint": {*BASE, "label_domains", "checkpoint_io"},
-    "checkpoint_io": BASE,
+    "checkpoint_io": {*BASE, "array_pickle"},
+    "array_pickle": BASE,
     "train_step": {*BASE, "data"},
     "inference": {*BASE, "label_domains"},
     "optimizer": BASE,

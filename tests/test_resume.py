@@ -12,7 +12,7 @@ from conftest import tiny_cfg
 from sst_d2.data import register_dataset_cards
 from sst_d2.engine import SSTTrainer
 from sst_d2.errors import SSTCheckpointError
-from sst_d2.hooks import _drop_later_lines
+from sst_d2.hooks import drop_later_lines
 
 
 @pytest.fixture
@@ -141,23 +141,94 @@ def test_a_longer_schedule_goes_on_like_one_that_was_long_from_the_start(cfg, tm
     assert [line for line in extended[1] if line["iteration"] != 6] == log(cfg)  # 6: where the first schedule ended
 
 
-def test_a_new_run_in_the_same_folder_lays_the_old_log_aside(cfg):
+def test_a_new_run_in_the_same_folder_lays_the_old_one_aside(cfg, caplog):
+    cfg.SOLVER.MAX_ITER, out = 1, Path(cfg.OUTPUT_DIR)
+    for seed in (0, 1, 2):
+        cfg.SEED = seed
+        train(cfg, resume=False)
+    assert {path.name for path in (out / "previous_run_2").iterdir()} == {
+        "metrics.json",
+        "model_best.pth",
+        "last_checkpoint",
+    }
+    lines = [(out / name / "metrics.json").read_text() for name in ("previous_run_1", "previous_run_2", "")]
+    assert len(set(lines)) == 3 and caplog.text.count("holds an earlier run, and this one starts anew") == 2
+    cfg.SEED, cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.MAX_ITER = 3, 100, 9
+    torch.manual_seed(0)
+    killed = SSTTrainer(cfg)
+    killed.resume_or_load(False)
+    killed.after_train = lambda: None
+    killed.run_step = lambda: (_ for _ in ()).throw(Killed)
+    with pytest.raises(Killed):
+        killed.train()
+    resumed = SSTTrainer(cfg)
+    resumed.resume_or_load(True)  # nothing of the older runs is taken for this one's
+    assert resumed.start_iter == 0 and "has no last_checkpoint, so this run starts anew" in caplog.text
+
+
+def test_resuming_a_finished_run_changes_nothing(cfg, caplog):
+    cfg.SOLVER.MAX_ITER = 12
+    train(cfg, resume=False)
+    before = log(cfg), content(cfg)
+    for _ in range(2):
+        train(cfg)
+    assert log(cfg) == before[0] and differences(content(cfg), before[1]) == []
+    cfg.SOLVER.MAX_ITER = 8
+    trainer = SSTTrainer(cfg)
+    trainer.resume_or_load(True)
+    assert "has 12 iterations behind it, and SOLVER.MAX_ITER is 8: nothing is left to train" in caplog.text
+
+
+def test_a_resumed_run_says_what_has_changed(cfg, caplog):
     cfg.SOLVER.MAX_ITER, cfg.DATASETS.TEST = 1, ()
     train(cfg, resume=False)
-    old = log(cfg)
+    cfg.SEED, cfg.SOLVER.MAX_ITER, cfg.SOLVER.BASE_LR = 77, 2, 0.5
+    path = Path(cfg.OUTPUT_DIR) / "model_final.pth"
+    state = torch.load(path, weights_only=True)
+    state["trainer"]["processes"] = 4
+    torch.save(state, path)
+    SSTTrainer(cfg).resume_or_load(True)
+    assert "not the run that was interrupted any more: SEED was 0 and is 77; SOLVER.BASE_LR was" in caplog.text
+    assert "the run had 4 processes and now has 1" in caplog.text and "MAX_ITER was" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"trainer": 5},
+        {"trainer": {"hooks": 3}},
+        {"trainer": {"iteration": "x"}},
+        {"trainer": {"iteration": -50}},
+        {"trainer": {"hooks": {"FinishStep": {"scalars": 7}}}},
+    ],
+)
+def test_a_damaged_state_of_training_is_refused_with_the_path(cfg, damage):
+    cfg.SOLVER.MAX_ITER, cfg.DATASETS.TEST = 1, ()
     train(cfg, resume=False)
-    assert log(cfg) == old and len(old) == 1
-    kept = Path(cfg.OUTPUT_DIR, "metrics_of_previous_run.json").read_text()
-    assert json.loads(kept)["total_loss"] == old[0]["total_loss"]
+    path = Path(cfg.OUTPUT_DIR) / "model_final.pth"
+    state = torch.load(path, weights_only=True)
+    trainer = damage["trainer"]
+    state["trainer"] = {**state["trainer"], **trainer} if isinstance(trainer, dict) else trainer
+    torch.save(state, path)
+    with pytest.raises(SSTCheckpointError, match=r"model_final\.pth: the state of training in it is damaged"):
+        SSTTrainer(cfg).resume_or_load(True)
+
+
+def test_an_empty_note_of_the_last_checkpoint_is_named(cfg):
+    cfg.SOLVER.MAX_ITER, cfg.DATASETS.TEST = 1, ()
+    train(cfg, resume=False)
+    (Path(cfg.OUTPUT_DIR) / "last_checkpoint").write_text("")
+    with pytest.raises(SSTCheckpointError, match="last_checkpoint: is empty; write the name of the last whole"):
+        SSTTrainer(cfg).resume_or_load(True)
 
 
 def test_a_log_line_that_was_cut_off_is_dropped(tmp_path):
     path = tmp_path / "metrics.json"
-    path.write_text('{"iteration": 3}\n{"iteration": 7}\n{"iteration": 9, "loss"')
-    assert _drop_later_lines(str(path), 8, False) == [3, 7] and path.read_text().count("\n") == 2
-    assert _drop_later_lines(str(path), 7, False) == [3, 7] and path.read_text().count("\n") == 2
-    assert _drop_later_lines(str(path), 7, True) == [3] and path.read_text() == '{"iteration": 3}\n'
-    assert _drop_later_lines(str(tmp_path / "none"), 7, True) == []
+    path.write_text('{"note": 1}\n{"iteration": 3}\n{"iteration": 7}\n{"iteration": 9, "loss"')
+    assert drop_later_lines(str(path), 8, False) == [-1, 3, 7] and path.read_text().count("\n") == 3
+    assert drop_later_lines(str(path), 7, False) == [-1, 3, 7] and path.read_text().count("\n") == 3
+    assert drop_later_lines(str(path), 7, True) == [-1, 3] and path.read_text().endswith('{"iteration": 3}\n')
+    assert drop_later_lines(str(tmp_path / "none"), 7, True) == []
 
 
 def test_a_checkpoint_of_another_detectron2_is_refused_by_name(cfg):

@@ -29,12 +29,14 @@ from tqdm import tqdm
 
 # Through sst_d2 alone: it says what is missing where Detectron2 cannot be imported.
 from sst_d2 import LabelDomain, SSTError
+from sst_d2.arguments import available_cores, positive_number
 from sst_d2.data.census import DataSet, open_data_sets
 from sst_d2.data.image_io import FileFault
 from sst_d2.data.inspection import ERROR
 from sst_d2.data.label_io import read_label_map, read_sample_labels
 from sst_d2.errors import DatasetCardError, SSTDataError
 from sst_d2.evaluation import confusion_matrix, scores_from_confusion
+from sst_d2.files import write_whole
 from sst_d2.launch import report_user_error
 from sst_d2.score_tables import AVERAGED_CLASSES, PROJECTS, class_table, definition_table, scores_by_definition
 
@@ -209,18 +211,16 @@ def report(data_set: DataSet, confusion: np.ndarray, images: int, missing: list[
 
 
 def write_json(path: Path, record: dict[str, Any]) -> None:
-    """Write under another name first, so that no reader ever meets half a file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Write the scores.
+
+    Raises:
+        SSTDataError: the file cannot be written.
+    """
+    text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
     try:
-        temporary.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        temporary.replace(path)
+        write_whole(path, lambda stream: stream.write(text.encode()))
     except OSError as reason:
-        temporary.unlink(missing_ok=True)
         raise SSTDataError(f"--json: {path} cannot be written ({reason.strerror})") from reason
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def main() -> None:
@@ -232,10 +232,10 @@ def main() -> None:
     parser.add_argument("--suffix", default=".png", help="what follows the image's id in a file's name (%(default)s)")
     parser.add_argument("--allow-missing", action="store_true", help="score a part of the set, and say so")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write scores and confusion matrix here, too")
-    parser.add_argument("--workers", type=int, default=_cores(), metavar="N", help="processes (%(default)s)")
+    parser.add_argument(
+        "--workers", type=positive_number, default=available_cores(), metavar="N", help="processes (%(default)s)"
+    )
     arguments = parser.parse_args()
-    if arguments.workers < 1:
-        parser.error(f"--workers {arguments.workers}: at least one process is expected")
     if arguments.json is not None and not arguments.json.parent.is_dir():
         parser.error(f"--json {arguments.json}: there is no folder {arguments.json.parent}")
     data_set = open_data_set(arguments.dataset, arguments.name)
