@@ -29,6 +29,7 @@ try:
     from tabulate import tabulate
     from tqdm import tqdm
 
+    from sst_d2.arguments import available_cores, positive_number, whole_number
     from sst_d2.data.census import Census, DataSet, open_data_sets, take_census
     from sst_d2.data.inspection import ERROR, WARNING
     from sst_d2.errors import SSTError
@@ -158,28 +159,17 @@ def json_report(data_sets: Sequence[DataSet], censuses: Sequence[Census], second
     }
 
 
-def _count(text: str) -> int:
-    if not (text.isascii() and text.isdigit()):
-        raise argparse.ArgumentTypeError(f"{text!r} is not allowed; allowed are whole numbers from 0")
-    return int(text)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line (``sys.argv`` where ``argv`` is None); exits with status 2 on a mistake."""
     parser = argparse.ArgumentParser(description="Read every photo and label map, and say what is wrong with them.")
     add = parser.add_argument
     add("data_sets", nargs="+", metavar="CARD|NAME", help="a dataset card (.yaml), or the name of a built-in data set")
-    add("--workers", type=_count, default=_cores(), metavar="N", help="processes (default: all cores)")
+    add(
+        "--workers", type=positive_number, default=available_cores(), metavar="N", help="processes (default: all cores)"
+    )
     add("--json", action="store_true", help="print one JSON object instead of lines and tables")
-    add("--limit-lines", type=_count, default=200, metavar="N", help="findings to print (default: %(default)s)")
-    args = parser.parse_args(argv)
-    if args.workers < 1:
-        parser.error("argument --workers: 0 processes cannot read; allowed are whole numbers from 1")
-    return args
+    add("--limit-lines", type=whole_number, default=200, metavar="N", help="findings to print (default: %(default)s)")
+    return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -80,6 +80,8 @@ def write_items(items: list[Item], output: Path, request: Request, workers: int)
         executor.shutdown(cancel_futures=True)
 
 
+# These two are those of `sst_d2.arguments`; this script does without sst_d2, so that it runs where PyTorch and
+# Detectron2 are not installed.
 def _count(text: str) -> int:
     if not (text.isascii() and text.isdigit()):
         raise argparse.ArgumentTypeError(f"{text!r} is not allowed; allowed are whole numbers from 0")

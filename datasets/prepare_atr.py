@@ -15,10 +15,12 @@ import sys
 from pathlib import Path
 
 try:
-    from preparation.command import make_parser, run, whole_number
+    from preparation.command import make_parser, run
     from preparation.id_lists import random_split
     from preparation.plan import LABEL_ENDINGS, DataSet, IdList, Plan, own_list, pair_up
     from preparation.tree import Layout, PreparationError, Tree, common_folder, files_by_stem, find_layout
+
+    from sst_d2.arguments import whole_number
 except ImportError as error:
     sys.exit(f"error: {error}. Install the project first: python -m pip install -e '.[datasets]'")
 

@@ -38,20 +38,29 @@ def find(tree: Tree, args: argparse.Namespace) -> Plan:
     """Plan the splits of a download.
 
     Raises:
-        PreparationError: as `plan.plan_of_folders`, or the download is CIHP.
+        PreparationError: as `plan.plan_of_folders`, or most ids are like CIHP's and ``--renumbered`` is not given.
     """
     plan = plan_of_folders(tree, LIP.title, LAYOUTS, LISTS)
-    if all(re.fullmatch(r"\d{7}", pair.id) for pair in plan.pairs):
+    like_cihp = [pair.id for pair in plan.pairs if re.fullmatch(r"\d{7}", pair.id)]
+    if not args.renumbered and len(like_cihp) > len(plan.pairs) / 2:
         raise PreparationError(
-            f"{plan.origin}: ids of seven digits ({plan.pairs[0].id} …) are CIHP's, whose tree is the same; LIP's are "
-            "like 77_471474. Use prepare_cihp.py: id 10 means something else there"
+            f"{plan.origin}: {len(like_cihp):,} of {len(plan.pairs):,} ids have seven digits ({like_cihp[0]} …), as "
+            "CIHP's, whose tree is the same and whose id 10 means something else; LIP's are like 77_471474. If this is "
+            "CIHP (most photos show several people): prepare_cihp.py. If it is LIP under other names: --renumbered"
         )
     return plan
 
 
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line (``sys.argv`` where ``argv`` is None); exits with status 2 on a mistake."""
+    parser = make_parser(LIP, "TrainVal_images and TrainVal_parsing_annotations")
+    parser.add_argument("--renumbered", action="store_true", help="this is LIP, though its ids look like CIHP's")
+    return parser.parse_args(argv)
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns the exit status (see `command.run`); wrong arguments exit with 2."""
-    return run(LIP, make_parser(LIP, "TrainVal_images and TrainVal_parsing_annotations").parse_args(argv), find)
+    """Run the command; returns the exit status (see `command.run`)."""
+    return run(LIP, parse_args(argv), find)
 
 
 if __name__ == "__main__":

@@ -47,6 +47,7 @@ class _Type:
         self.order = state[1]
 
     def built(self) -> np.dtype:
+        """The type itself."""
         return np.dtype(self.order + self.code)
 
 
@@ -60,6 +61,7 @@ class _Array:
         self.state = state
 
     def built(self) -> np.ndarray:
+        """The array itself, in the machine's byte order."""
         try:
             shape, kind, fortran, data = self.state[-4:]
             if isinstance(data, str):  # of Python 2
@@ -120,7 +122,10 @@ _STAND_INS = {
 
 
 class _ArrayUnpickler(pickle.Unpickler):
+    """Gives a stand-in for each name that arrays need, and refuses the rest."""
+
     def find_class(self, module: str, name: str) -> Any:
+        """The stand-in."""
         if (module, name) not in _STAND_INS:
             raise SSTCheckpointError(
                 f"the file asks to load {module}.{name}; only arrays in plain containers are read from a .pkl file, "

@@ -39,6 +39,7 @@ try:
     from PIL import Image
     from tqdm import tqdm
 
+    from sst_d2.arguments import available_cores, positive_number
     from sst_d2.data import read_label_map
     from sst_d2.errors import SSTError
     from sst_d2.files import expand_path
@@ -254,16 +255,6 @@ def remap(args: argparse.Namespace) -> int:
     return 1 if refused else 0
 
 
-def _count(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text) > 0):
-        raise argparse.ArgumentTypeError(f"{text!r} is not allowed; allowed are whole numbers from 1")
-    return int(text)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line (``sys.argv`` where ``argv`` is None); exits with status 2 on a mistake."""
     parser = argparse.ArgumentParser(description="Rewrite label maps from one label system to another.")
@@ -275,7 +266,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--table", required=True, metavar="TABLE.yaml", help="lines of `source class: target class`, or `: ignore`")
     add("--palette", action="store_true", help="write the target's colours into the files, to look at them")
     add("--force", action="store_true", help="replace files of the output folder that hold something else")
-    add("--workers", type=_count, default=_cores(), metavar="N", help="processes (default: all cores)")
+    add(
+        "--workers", type=positive_number, default=available_cores(), metavar="N", help="processes (default: all cores)"
+    )
     return parser.parse_args(argv)
 
 

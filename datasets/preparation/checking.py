@@ -1,4 +1,4 @@
-"""One pair: its label map made where it must be, both files read to the end, both put in their places."""
+"""One pair: its label map made where it must be, both files read to the end, both linked or copied to the output."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Result:
-    """What is known of one pair after it was treated."""
+    """What is known of one pair after it was processed."""
 
     split: str
     id: str
@@ -75,39 +75,39 @@ class Result:
 
 
 def process(pairs: list[Pair], job: Job, workers: int) -> Iterator[Result]:
-    """Treat pairs in ``workers`` processes; yields in their order.
+    """Process pairs in ``workers`` processes; yields in their order.
 
     A pair whose reading ends its process (SciPy's reader does not survive every damage) becomes an error of its own.
     One worker is this process, except for .mat files.
     """
-    treat = partial(process_pair, job=job)
+    work = partial(process_pair, job=job)
     if workers == 1 and job.labels != "mat":
-        yield from map(treat, pairs)
+        yield from map(work, pairs)
         return
     done = 0
     while done < len(pairs):
         try:
-            for result in _in_pool(treat, pairs[done:], workers):
+            for result in _in_pool(work, pairs[done:], workers):
                 yield result
                 done += 1
         except BrokenProcessPool:  # one of the next ones did it
             for pair in pairs[done : done + 2 * workers * _CHUNK]:
-                yield _alone(treat, pair)
+                yield _alone(work, pair)
                 done += 1
 
 
-def _in_pool(treat: Callable[[Pair], Result], pairs: list[Pair], workers: int) -> Iterator[Result]:
+def _in_pool(work: Callable[[Pair], Result], pairs: list[Pair], workers: int) -> Iterator[Result]:
     executor = ProcessPoolExecutor(min(workers, len(pairs)), initializer=_begin_worker)
     try:
-        yield from executor.map(treat, pairs, chunksize=_CHUNK)
+        yield from executor.map(work, pairs, chunksize=_CHUNK)
     finally:
         executor.shutdown(cancel_futures=True)
 
 
-def _alone(treat: Callable[[Pair], Result], pair: Pair) -> Result:
-    """Treat one pair in a process of its own."""
+def _alone(work: Callable[[Pair], Result], pair: Pair) -> Result:
+    """Process one pair in a process of its own."""
     try:
-        (result,) = _in_pool(treat, [pair], 1)
+        (result,) = _in_pool(work, [pair], 1)
     except BrokenProcessPool:
         fault = Finding(ERROR, "damaged", pair.label, "reading it ends the process: damaged, or memory ran out")
         return Result(pair.split, pair.id, _refused((fault,)))
@@ -126,18 +126,18 @@ def _end_with(sentinel: int) -> None:
 
 
 def process_pair(pair: Pair, job: Job) -> Result:
-    """Check one pair and, where it is good and there is an output, put it there.
+    """Check one pair and, where it is good and there is an output, link or copy it to there.
 
     Bad data raise nothing, they become findings, whose paths are those of the download; an output that cannot be
     written raises an OSError.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="PIL")  # what matters of them becomes a finding
-        result = Result(pair.split, pair.id, _treated(pair, job))
+        result = Result(pair.split, pair.id, _read_pair(pair, job))
     if job.output is not None and not result.errors():
-        place(pair.image, image_place(job.output, pair.id), job.copy)
+        link_or_copy(pair.image, image_path(job.output, pair.id), job.copy)
         if job.labels == LINKED:
-            place(pair.label, label_place(job.output, pair.id), job.copy)
+            link_or_copy(pair.label, label_path(job.output, pair.id), job.copy)
     return result
 
 
@@ -146,18 +146,18 @@ def refused(pair: Pair) -> Result:
     return Result(pair.split, pair.id, _refused(pair.faults))
 
 
-def image_place(output: Path, name: str) -> Path:
+def image_path(output: Path, name: str) -> Path:
     """Where the photo of an id lies."""
     return output / "images" / f"{name}.jpg"
 
 
-def label_place(output: Path, name: str) -> Path:
+def label_path(output: Path, name: str) -> Path:
     """Where the label map of an id lies."""
     return output / "labels" / f"{name}.png"
 
 
-def place(source: str, target: Path, copy: bool) -> None:
-    """Link or copy a file to a place, as a whole or not at all; what is there already and right is left alone."""
+def link_or_copy(source: str, target: Path, copy: bool) -> None:
+    """Link or copy a file, as a whole or not at all; a link that is there already and right is left alone."""
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
@@ -172,14 +172,14 @@ def place(source: str, target: Path, copy: bool) -> None:
         draft.unlink(missing_ok=True)
 
 
-def _treated(pair: Pair, job: Job) -> Inspection:
+def _read_pair(pair: Pair, job: Job) -> Inspection:
     domain = get_label_domain(job.domain)
     if job.labels == LINKED:
         return _inspected(pair, pair.label, domain)
     if job.output is not None:
-        return _converted(pair, job.labels, label_place(job.output, pair.id), domain)
+        return _converted(pair, job.labels, label_path(job.output, pair.id), domain)
     with tempfile.TemporaryDirectory() as folder:
-        return _converted(pair, job.labels, label_place(Path(folder), pair.id), domain)
+        return _converted(pair, job.labels, label_path(Path(folder), pair.id), domain)
 
 
 def _inspected(pair: Pair, label: str, domain: LabelDomain) -> Inspection:

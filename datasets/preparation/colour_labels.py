@@ -40,7 +40,7 @@ def read_colour_labels(
             "size_mismatch",
         )
     # Few colours occur: the table is made for these.
-    colours, places = np.unique(packed, return_inverse=True)
+    colours, positions = np.unique(packed, return_inverse=True)
     channels = np.stack([colours >> 16, (colours >> 8) & 255, colours & 255], axis=-1)
     ids, near = _nearest(channels, domain)
     if not near.all():
@@ -52,7 +52,7 @@ def read_colour_labels(
             f"each channel within {facts()['colour_tolerance']}",
             "ids",
         )
-    return ids[places].reshape(packed.shape), []
+    return ids[positions].reshape(packed.shape), []
 
 
 def has_plain_colours(path: str) -> bool:

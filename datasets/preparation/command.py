@@ -6,11 +6,12 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from tqdm import tqdm
 
+from sst_d2.arguments import available_cores, positive_number
 from sst_d2.errors import SSTError
 from sst_d2.label_domains import get_label_domain
 
@@ -22,19 +23,6 @@ from .report import Tally, print_findings, print_next, print_summary, write_repo
 from .tree import PreparationError, Tree
 
 Finder = Callable[[Tree, argparse.Namespace], Plan]
-
-
-def whole_number(text: str) -> int:
-    """The type of an argument that counts something."""
-    if not (text.isascii() and text.isdigit()):
-        raise argparse.ArgumentTypeError(f"{text!r} is not allowed; allowed are whole numbers from 0")
-    return int(text)
-
-
-def _processes(text: str) -> int:
-    if whole_number(text) == 0:
-        raise argparse.ArgumentTypeError("0 processes cannot read; allowed are whole numbers from 1")
-    return int(text)
 
 
 def make_parser(data_set: DataSet, download: str) -> argparse.ArgumentParser:
@@ -50,8 +38,10 @@ def make_parser(data_set: DataSet, download: str) -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("download", type=Path, metavar="DOWNLOAD", help=f"folder with {download}, or one above it")
-    add("--output", type=Path, metavar="DIR", help=f"folder to write (default: {data_set.place()})")
-    add("--workers", type=_processes, default=_cores(), metavar="N", help="processes (default: all cores)")
+    add("--output", type=Path, metavar="DIR", help=f"folder to write (default: {data_set.built_in_folder()})")
+    add(
+        "--workers", type=positive_number, default=available_cores(), metavar="N", help="processes (default: all cores)"
+    )
     add("--check-only", action="store_true", help="read and report, write nothing")
     add("--copy", action="store_true", help="copy the files instead of linking them")
     add("--skip-bad", action="store_true", help="leave pairs with errors out of the lists instead of stopping")
@@ -99,17 +89,17 @@ def _prepare(data_set: DataSet, args: argparse.Namespace, find: Finder) -> int:
 
 def _check(data_set: DataSet, plan: Plan, args: argparse.Namespace) -> int:
     job = Job(data_set.card()["label_domain"], plan.labels, None)
-    good, tally = _treat(data_set, plan, job, args.workers, None)
+    good, tally = _process_all(data_set, plan, job, args.workers, {})
     _report(plan, good, tally, args)
     print("Only checked: nothing was written.")
     return 1 if tally.bad else 0
 
 
 def _write(data_set: DataSet, plan: Plan, args: argparse.Namespace) -> int:
-    output = data_set.place() if args.output is None else args.output.expanduser()
+    output = data_set.built_in_folder() if args.output is None else args.output.expanduser()
     refuse_download(output, args.download, plan.folders)
-    copy = args.copy or not _links_work(output)
-    built_in = os.path.realpath(output) == os.path.realpath(data_set.place())
+    copy = args.copy or not can_link(output)
+    built_in = os.path.realpath(output) == os.path.realpath(data_set.built_in_folder())
     with_card = not built_in or not set(plan.sizes()) <= set(data_set.card()["splits"])
     folder = OutputFolder(output, data_set, plan, copy, with_card)
     left_out = None if args.force else folder.left_out()
@@ -121,34 +111,59 @@ def _write(data_set: DataSet, plan: Plan, args: argparse.Namespace) -> int:
         return 0
     if left_out:
         raise PreparationError(
-            f"{output} was prepared with --skip-bad, which left out {len(left_out)} pairs ({left_out[0]} …); pass it "
-            "again to keep that, or --force to prepare anew"
+            f"{output} was prepared with --skip-bad, which left out {len(left_out)} pairs ({left_out[0]} …); mend "
+            "them, or pass it again to keep that, or --force to prepare anew"
         )
     job = Job(data_set.card()["label_domain"], plan.labels, Path(os.path.abspath(output)), copy)
     try:
-        good, tally = _treat(data_set, plan, job, args.workers, folder, args.force)
+        known = folder.open(args.force)
+        _print_notes(folder, copy and not args.copy)
+        good, tally = _process_all(data_set, plan, job, args.workers, known, folder)
+        _report(plan, good, tally, args)
+        _refuse_bad(plan, good, args.skip_bad)
+        folder.finish(good)
     finally:
         folder.close()
-    _report(plan, good, tally, args)
-    if tally.bad and not args.skip_bad:
-        raise PreparationError(
-            f"{tally.bad} of {len(plan.pairs):,} pairs cannot be used, so no list was written. Mend them and run again "
-            "(good ones are not read twice), or pass --skip-bad to leave them out"
-        )
-    if not good:
-        raise PreparationError("no pair is left; nothing was written")
-    folder.finish(good)
     files = "copies" if copy else "links into the download"
     print(f"Output: {output} ({f'all {files}' if plan.labels == LINKED else f'photos {files}, label maps written'})")
     print_next(data_set, output, dict.fromkeys(pair.split for pair in good), with_card)
     return 0
 
 
-def _treat(
-    data_set: DataSet, plan: Plan, job: Job, workers: int, folder: OutputFolder | None, force: bool = False
+def _print_notes(folder: OutputFolder, cannot_link: bool) -> None:
+    if cannot_link:
+        print(f"  note: links cannot be made in {folder.path}; the files are copied")
+    if folder.changed:
+        count, first = len(folder.changed), folder.changed[0]
+        print(f"  note: the files of {count:,} pairs have changed since they were prepared ({first} …)")
+
+
+def _refuse_bad(plan: Plan, good: list[Pair], skip_bad: bool) -> None:
+    """Raise where bad pairs may not be left out, or where a split would be left without any."""
+    bad = len(plan.pairs) - len(good)
+    if bad and not skip_bad:
+        raise PreparationError(
+            f"{bad} of {len(plan.pairs):,} pairs cannot be used, so no list was written. Mend them and run again "
+            "(good ones are not read twice), or pass --skip-bad to leave them out"
+        )
+    left = {pair.split for pair in good}
+    emptied = [f"'{split}' ({count:,} pairs)" for split, count in plan.sizes().items() if split not in left]
+    if emptied:
+        raise PreparationError(
+            f"--skip-bad would leave nothing of the split {' and of '.join(emptied)}, so no list was written. Mend its "
+            "pairs and run again (good ones are not read twice)"
+        )
+
+
+def _process_all(
+    data_set: DataSet,
+    plan: Plan,
+    job: Job,
+    workers: int,
+    known: Mapping[tuple[str, str], Result],
+    folder: OutputFolder | None = None,
 ) -> tuple[list[Pair], Tally]:
-    """Treat all pairs that are not known to be good; returns the good ones and the counts."""
-    known = folder.open(force) if folder else {}
+    """Process all pairs that are not known to be good; returns the good ones and the counts."""
     todo = [pair for pair in plan.pairs if not pair.faults and (pair.split, pair.id) not in known]
     if known:
         print(f"  {len(known):,} pairs are done already, {len(todo):,} to do")
@@ -184,14 +199,3 @@ def _report(plan: Plan, good: list[Pair], tally: Tally, args: argparse.Namespace
     for pair in good:
         counts[pair.split] += 1
     print_summary(plan, counts, tally)
-
-
-def _links_work(output: Path) -> bool:
-    works = can_link(output)
-    if not works:
-        print(f"  note: links cannot be made in {output}; the files are copied")
-    return works
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

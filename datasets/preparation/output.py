@@ -1,7 +1,8 @@
 """The folder that is written: images, labels, lists of ids, a card; safe to interrupt and to run again.
 
-``preparation.partial.jsonl`` is there from the first pair to the last, and remembers which pairs were good;
-``preparation.json`` is there only when everything is written. Lists and card come last.
+``preparation.jsonl``, the journal, remembers of every pair its sources' size and time of change, and what was found in
+good ones. It stays: pairs whose sources change later are read again. ``preparation.json``, the manifest, is there only
+when everything is written. Lists and card come last.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,11 @@ from people_generator.folder import write_file
 
 from sst_d2.data.inspection import Finding, Inspection
 
-from .checking import Result, image_place, label_place
+from .checking import Result, image_path, label_path
 from .plan import DataSet, Pair, Plan
 from .tree import PreparationError
 
-MANIFEST, JOURNAL, CARD = "preparation.json", "preparation.partial.jsonl", "card.yaml"
+MANIFEST, JOURNAL, CARD = "preparation.json", "preparation.jsonl", "card.yaml"
 VERSION = 1  # raise it whenever label maps come out differently
 _SPLITS = ("train", "val", "test")
 
@@ -38,7 +40,7 @@ def refuse_download(output: Path, download: Path, folders: tuple[Path, ...]) -> 
         if (output / name).is_symlink():
             raise PreparationError(
                 f"{output / name} is a link, and what it leads to is not to be written to; remove the link, or name "
-                "another place: --output DIR"
+                "another folder: --output DIR"
             )
     real = Path(os.path.realpath(output))
     for source in (download, *folders):
@@ -46,26 +48,39 @@ def refuse_download(output: Path, download: Path, folders: tuple[Path, ...]) -> 
         if real == origin or origin in real.parents:
             raise PreparationError(
                 f"the output {output} lies inside the download {source}, which is never written to; name "
-                "the data set's own folder more closely, or another place: --output DIR"
+                "the data set's own folder more closely, or another folder: --output DIR"
             )
         for name in ("images", "labels", "ids"):
             inner = Path(os.path.realpath(output / name))
             if inner == origin or inner in origin.parents:
                 raise PreparationError(
-                    f"the download {source} lies in {output / name}, where this command writes; name another place: "
+                    f"the download {source} lies in {output / name}, where this command writes; name another folder: "
                     "--output DIR"
                 )
 
 
 def can_link(output: Path) -> bool:
-    """Whether symbolic links can be made in a folder (not on some file systems, nor by every user on Windows)."""
-    output.mkdir(parents=True, exist_ok=True)
-    trial = output / f".link.{os.getpid()}.part"
+    """Whether symbolic links can be made in a folder (not on some file systems, nor by every user on Windows).
+
+    Tried in a temporary folder: in the output, or, where it is not there yet, in the nearest one above it. Nothing
+    stays.
+
+    Raises:
+        PreparationError: nothing at all can be written there.
+    """
+    output = Path(os.path.abspath(output))
+    nearest = next(folder for folder in (output, *output.parents) if os.path.exists(folder))
     try:
-        trial.symlink_to(output)
-    except (OSError, NotImplementedError):
-        return False
-    trial.unlink()
+        trial = tempfile.TemporaryDirectory(prefix=".link.", dir=nearest)
+    except OSError as reason:
+        raise PreparationError(
+            f"the output {output} cannot be written: {reason.strerror} ({nearest}); name another folder: --output DIR"
+        ) from reason
+    with trial as folder:
+        try:
+            Path(folder, "link").symlink_to(nearest)
+        except (OSError, NotImplementedError):
+            return False
     return True
 
 
@@ -78,6 +93,9 @@ class OutputFolder:
         plan: what it shall hold.
         copy: copies, not links.
         with_card: write a card, since the built-in one looks elsewhere.
+
+    Attributes:
+        changed: ids of pairs whose sources are not as they were when they were last read; known after `open`.
     """
 
     def __init__(self, path: Path, data_set: DataSet, plan: Plan, copy: bool, with_card: bool) -> None:
@@ -86,10 +104,14 @@ class OutputFolder:
         self.plan = plan
         self.with_card = with_card
         self.request = _request(data_set, plan, copy)
+        self.changed: list[str] = []
         self._journal: Any = None
 
     def left_out(self) -> list[str] | None:
-        """Ids left out of a finished folder that holds just this plan; None where there is something to do.
+        """Ids left out of a finished folder that holds just this plan, from sources as they are now.
+
+        Returns:
+            The ids; None where there is something to do.
 
         Raises:
             PreparationError: a manifest is there and is none of ours.
@@ -98,10 +120,14 @@ class OutputFolder:
         if manifest is None or manifest.get("request") != self.request:
             return None
         left_out = manifest.get("left_out", [])
-        good = [pair for pair in self.plan.pairs if pair.id not in set(left_out)]
+        stamps = {entry["id"]: entry["files"] for entry in self._read_journal()[1]}
+        gone = set(left_out)
+        good = [pair for pair in self.plan.pairs if pair.id not in gone]
+        if any(pair.faults for pair in good) or any(stamps.get(p.id) != _stamp(p) for p in self.plan.pairs):
+            return None
         texts = self._texts(good)
         whole = all(_text(self.path / name) == text for name, text in texts.items()) and all(
-            os.path.exists(image_place(self.path, pair.id)) and os.path.exists(label_place(self.path, pair.id))
+            os.path.exists(image_path(self.path, pair.id)) and os.path.exists(label_path(self.path, pair.id))
             for pair in good
         )
         return left_out if whole else None
@@ -113,7 +139,8 @@ class OutputFolder:
             force: take over a folder that holds something else, and begin anew.
 
         Returns:
-            (split, id) -> the result of pairs that an interrupted run found good, whose files are as they were.
+            (split, id) -> the result of pairs that an earlier run found good, whose files are as they were. What it
+            wrote of others is removed.
 
         Raises:
             PreparationError: the folder holds something else, and ``force`` is False.
@@ -129,6 +156,7 @@ class OutputFolder:
         for name in (*(f"ids/{split}.txt" for split in _SPLITS), CARD, MANIFEST):
             (self.path / name).unlink(missing_ok=True)
         known = self._still_good(entries)
+        self._forget_pairs(entry["id"] for entry in entries if (entry["split"], entry["id"]) not in known)
         self.path.mkdir(parents=True, exist_ok=True)
         lines = [{"request": self.request}, *(entry for entry in entries if (entry["split"], entry["id"]) in known)]
         write_file(self.path / JOURNAL, "".join(json.dumps(line) + "\n" for line in lines).encode())
@@ -137,9 +165,7 @@ class OutputFolder:
 
     def record(self, pair: Pair, result: Result) -> None:
         """Remember a good pair."""
-        entry = {"split": pair.split, "id": pair.id, "files": _stamp(pair), **_to_json(result.inspection)}
-        self._journal.write(json.dumps(entry) + "\n")
-        self._journal.flush()
+        self._write_entry(pair, _to_json(result.inspection))
 
     def close(self) -> None:
         """Let the journal go; an unfinished folder remains one."""
@@ -149,17 +175,23 @@ class OutputFolder:
 
     def finish(self, good: list[Pair]) -> None:
         """Write lists and card and, last, the manifest."""
+        kept = {pair.id for pair in good}
+        left_out = [pair for pair in self.plan.pairs if pair.id not in kept]
+        for pair in left_out:
+            self._write_entry(pair, {"left_out": True})
         self.close()
         for folder in ("images", "labels"):
             for draft in (self.path / folder).glob(".*.part"):  # of runs that were killed
                 draft.unlink()
         for name, text in self._texts(good).items():
             write_file(self.path / name, text.encode())
-        kept = {pair.id for pair in good}
-        left_out = [pair.id for pair in self.plan.pairs if pair.id not in kept]
-        manifest = {"request": self.request, "left_out": left_out}
+        manifest = {"request": self.request, "left_out": [pair.id for pair in left_out]}
         write_file(self.path / MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
-        (self.path / JOURNAL).unlink(missing_ok=True)
+
+    def _write_entry(self, pair: Pair, facts: Mapping[str, Any]) -> None:
+        entry = {"split": pair.split, "id": pair.id, "files": _stamp(pair), **facts}
+        self._journal.write(json.dumps(entry) + "\n")
+        self._journal.flush()
 
     def _texts(self, good: list[Pair]) -> dict[str, str]:
         """Path below the folder -> content, of lists and card."""
@@ -192,11 +224,14 @@ class OutputFolder:
         names = {entry["id"] for entry in entries}
         for split in _SPLITS:
             names.update((_text(self.path / f"ids/{split}.txt") or "").split("\n"))
+        self._forget_pairs(names)
+
+    def _forget_pairs(self, names: Iterable[str]) -> None:
         for name in names:
             if not name or os.path.basename(name) != name:  # a list that somebody else has written
                 continue
-            image_place(self.path, name).unlink(missing_ok=True)
-            label_place(self.path, name).unlink(missing_ok=True)
+            image_path(self.path, name).unlink(missing_ok=True)
+            label_path(self.path, name).unlink(missing_ok=True)
 
     def _manifest(self, force: bool = False) -> dict[str, Any] | None:
         text = _text(self.path / MANIFEST)
@@ -227,13 +262,17 @@ class OutputFolder:
         return lines[0], lines[1:]
 
     def _still_good(self, entries: list[dict[str, Any]]) -> dict[tuple[str, str], Result]:
-        pairs = {(pair.split, pair.id): pair for pair in self.plan.pairs if not pair.faults}
+        pairs = {(pair.split, pair.id): pair for pair in self.plan.pairs}
         known = {}
         for entry in entries:
             key = (entry["split"], entry["id"])
-            if key not in pairs or entry["files"] is None or _stamp(pairs[key]) != entry["files"]:
+            if key not in pairs:
                 continue
-            if os.path.exists(image_place(self.path, key[1])) and os.path.exists(label_place(self.path, key[1])):
+            if _stamp(pairs[key]) != entry["files"]:
+                self.changed.append(key[1])
+            elif entry.get("left_out") or pairs[key].faults:  # read again, so that its faults are told again
+                continue
+            elif os.path.exists(image_path(self.path, key[1])) and os.path.exists(label_path(self.path, key[1])):
                 known[key] = Result(*key, _from_json(entry))
         return known
 
@@ -287,12 +326,17 @@ def _from_json(entry: Mapping[str, Any]) -> Inspection:
     return Inspection(tuple(Finding(**finding) for finding in entry["findings"]), pixels, centres)
 
 
-def _stamp(pair: Pair) -> list[list[int]] | None:
-    """Size and time of change of both sources; None where one is gone."""
+def _stamp(pair: Pair) -> list[list[int] | None]:
+    """Size and time of change of both sources; None for one that is gone."""
+    return [_stamp_of_file(path) for path in (pair.image, pair.label)]
+
+
+def _stamp_of_file(path: str) -> list[int] | None:
     try:
-        return [[status.st_size, status.st_mtime_ns] for status in map(os.stat, (pair.image, pair.label))]
+        status = os.stat(path)
     except FileNotFoundError:
         return None
+    return [status.st_size, status.st_mtime_ns]
 
 
 def _holds_anything(folder: Path) -> bool:

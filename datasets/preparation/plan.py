@@ -42,7 +42,7 @@ class DataSet:
         """The fields of the built-in card."""
         return read_yaml_mapping(_CARDS / f"{self.name}.yaml", _CARD_FIELDS, (), PreparationError)
 
-    def place(self) -> Path:
+    def built_in_folder(self) -> Path:
         """The folder that the built-in card names."""
         return expand_path(self.card()["root"], error=PreparationError)
 

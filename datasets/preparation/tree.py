@@ -139,8 +139,8 @@ def nearest(images: list[Path], labels: list[Path]) -> tuple[Path, Path] | None:
     if not pairs:
         return None
     if len(pairs) > 1 and pairs[0][0] == pairs[1][0]:
-        places = "\n  ".join(f"{image} with {label}" for distance, image, label in pairs if distance == pairs[0][0])
-        raise PreparationError(f"the data set is there more than once; name the folder of one of them:\n  {places}")
+        choices = "\n  ".join(f"{image} with {label}" for distance, image, label in pairs if distance == pairs[0][0])
+        raise PreparationError(f"the data set is there more than once; name the folder of one of them:\n  {choices}")
     return pairs[0][1:]
 
 

@@ -32,53 +32,58 @@ def output(tmp_path):
 
 
 @pytest.fixture
-def treated(monkeypatch):
+def processed(monkeypatch):
     """The ids that are read, in their order."""
-    ids, treat = [], checking.process_pair
-    monkeypatch.setattr(checking, "process_pair", lambda pair, job: (ids.append(pair.id), treat(pair, job))[1])
+    ids, process_pair = [], checking.process_pair
+    monkeypatch.setattr(checking, "process_pair", lambda pair, job: (ids.append(pair.id), process_pair(pair, job))[1])
     return ids
 
 
 def interrupt(monkeypatch, number):
     """Let a run be interrupted while it reads its pair of that number."""
-    treat, count = checking.process_pair, iter(range(number))
+    process_pair, count = checking.process_pair, iter(range(number))
 
-    def _treat(pair, job):
+    def _counted(pair, job):
         if next(count, None) is None:
             raise KeyboardInterrupt
-        return treat(pair, job)
+        return process_pair(pair, job)
 
-    monkeypatch.setattr(checking, "process_pair", _treat)
+    monkeypatch.setattr(checking, "process_pair", _counted)
 
 
-def test_a_second_run_has_nothing_to_do(download, output, treated, capsys):
+def test_a_second_run_has_nothing_to_do(download, output, processed, capsys):
     assert prepare(download, output) == 0
     before = contents(output)
-    treated.clear()
+    processed.clear()
     assert prepare(download, output) == 0
     assert "nothing to do" in capsys.readouterr().out
     assert contents(output) == before
-    assert treated == []
+    assert processed == []
 
 
 @pytest.mark.parametrize("name", ["ids/val.txt", "images/0000007.jpg", "labels/0000001.png", "card.yaml"])
 def test_a_folder_that_lacks_something_is_completed(download, output, name):
     assert prepare(download, output) == 0
-    before = {name: content for name, (content, _) in contents(output).items()}
+    before = _without_times(output)
     (output / name).unlink()
     assert prepare(download, output) == 0
-    assert {name: content for name, (content, _) in contents(output).items()} == before
+    assert _without_times(output) == before
 
 
-def test_an_interrupted_run_goes_on(download, output, treated, monkeypatch, capsys):
+def _without_times(output):
+    """The journal aside, whose lines may come in another order."""
+    return {name: content for name, (content, _) in contents(output).items() if name != "preparation.jsonl"}
+
+
+def test_an_interrupted_run_goes_on(download, output, processed, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         interrupt(patch, 3)
         assert prepare(download, output) == 130
     assert "run the same command again: it continues" in capsys.readouterr().err
     assert not (output / "ids").exists()
-    assert treated == ["0000006", "0000007", "0000008"]
+    assert processed == ["0000006", "0000007", "0000008"]
     assert prepare(download, output) == 0
-    assert treated[3:] == ["0000001", "0000003"]
+    assert processed[3:] == ["0000001", "0000003"]
     assert "background 33.3%" in capsys.readouterr().out
     assert sorted(path.name for path in output.iterdir()) == [
         "card.yaml",
@@ -86,40 +91,101 @@ def test_an_interrupted_run_goes_on(download, output, treated, monkeypatch, caps
         "images",
         "labels",
         "preparation.json",
+        "preparation.jsonl",
     ]
 
 
-def test_a_journal_that_was_cut_off_is_read_as_far_as_it_goes(download, output, treated, monkeypatch):
+def test_a_journal_that_was_cut_off_is_read_as_far_as_it_goes(download, output, processed, monkeypatch):
     with monkeypatch.context() as patch:
         interrupt(patch, 3)
         assert prepare(download, output) == 130
-    journal = output / "preparation.partial.jsonl"
+    journal = output / "preparation.jsonl"
     journal.write_text(journal.read_text()[:-30])
-    treated.clear()
+    processed.clear()
     assert prepare(download, output) == 0
-    assert treated == ["0000008", "0000001", "0000003"]
+    assert processed == ["0000008", "0000001", "0000003"]
 
 
-def test_files_that_changed_since_an_interruption_are_read_again(download, output, treated, monkeypatch):
+def test_files_that_changed_since_an_interruption_are_read_again(download, output, processed, monkeypatch):
     with monkeypatch.context() as patch:
         interrupt(patch, 3)
         assert prepare(download, output) == 130
     write_labels(download / "Training" / "Category_ids" / "0000006.png", (3, 4))
     (output / "images" / "0000007.jpg").unlink()
-    treated.clear()
+    processed.clear()
     assert prepare(download, output) == 0
-    assert treated == ["0000006", "0000007", "0000001", "0000003"]
+    assert processed == ["0000006", "0000007", "0000001", "0000003"]
 
 
-def test_after_an_error_the_good_pairs_are_not_read_again(download, output, treated):
+LABEL = "Training/Category_ids/0000007.png"
+
+
+@pytest.mark.parametrize("more", [[], ["--copy"]])
+def test_a_finished_preparation_sees_sources_that_became_bad(download, output, processed, capsys, more):
+    assert prepare(download, output, *more) == 0
+    write_labels(download / LABEL, (99,))
+    processed.clear()
+    assert prepare(download, output, *more) == 1
+    printed = capsys.readouterr()
+    assert "the files of 1 pairs have changed since they were prepared (0000007 …)" in printed.out
+    assert f"error: {download / LABEL}: " in printed.err
+    assert processed == ["0000007"]
+    assert not (output / "ids").exists() or not list((output / "ids").iterdir())
+    assert not os.path.lexists(output / "labels" / "0000007.png")
+    assert prepare(download, output, "--skip-bad", *more) == 0
+    assert read_list(output, "train") == ["0000006", "0000008"]
+
+
+def test_a_corrected_source_is_copied_anew(download, output, processed, capsys):
+    assert prepare(download, output, "--copy") == 0
+    write_labels(download / LABEL, (3, 4))
+    processed.clear()
+    assert prepare(download, output, "--copy") == 0
+    assert processed == ["0000007"]
+    assert (output / "labels" / "0000007.png").read_bytes() == (download / LABEL).read_bytes()
+    assert prepare(download, output, "--copy") == 0
+    assert "nothing to do" in capsys.readouterr().out
+
+
+def test_a_source_of_another_time_alone_is_read_again(download, output, processed):
+    assert prepare(download, output) == 0
+    os.utime(download / "Validation" / "Images" / "0000001.jpg", ns=(1, 1))
+    processed.clear()
+    assert prepare(download, output) == 0
+    assert processed == ["0000001"]
+
+
+def test_a_finished_folder_without_journal_is_read_again(download, output, processed):
+    assert prepare(download, output) == 0
+    (output / "preparation.jsonl").unlink()
+    processed.clear()
+    assert prepare(download, output) == 0
+    assert len(processed) == 5
+
+
+def test_left_out_pairs_that_were_mended_come_back(download, output, processed, capsys):
+    whole = (download / LABEL).read_bytes()
+    (download / LABEL).unlink()
+    (download / "train_id.txt").write_text("0000006\n0000007\n0000008\n")
+    assert prepare(download, output, "--skip-bad") == 0
+    processed.clear()
+    assert prepare(download, output, "--skip-bad") == 0
+    assert "nothing to do" in capsys.readouterr().out
+    (download / LABEL).write_bytes(whole)
+    assert prepare(download, output) == 0
+    assert processed == ["0000007"]
+    assert read_list(output, "train") == ["0000006", "0000007", "0000008"]
+
+
+def test_after_an_error_the_good_pairs_are_not_read_again(download, output, processed):
     bad = download / "Training" / "Category_ids" / "0000007.png"
     whole = bad.read_bytes()
     bad.write_bytes(whole[:20])
     assert prepare(download, output) == 1
     bad.write_bytes(whole)
-    treated.clear()
+    processed.clear()
     assert prepare(download, output) == 0
-    assert treated == ["0000007"]
+    assert processed == ["0000007"]
     assert read_list(output, "train") == ["0000006", "0000007", "0000008"]
 
 
@@ -240,11 +306,42 @@ def test_copies_where_links_cannot_be_made(download, output, monkeypatch, capsys
     assert len(list((output / "labels").iterdir())) == 5
 
 
+def test_whether_links_can_be_made_is_tried_without_a_trace(tmp_path):
+    assert output_module.can_link(tmp_path / "new" / "folder")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_that_cannot_be_written_is_told_as_that(download, output, monkeypatch, capsys):
+    def _refuse(*args, **options):
+        raise PermissionError(13, "Permission denied")
+
+    output.mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "mkdir", _refuse)
+        patch.setattr(output_module.Path, "symlink_to", _refuse)
+        assert prepare(download, output) == 1
+    printed = capsys.readouterr()
+    assert f"error: the output {output} cannot be written: Permission denied" in printed.err
+    assert "links cannot be made" not in printed.out
+    (output / "file").write_bytes(b"")
+    assert prepare(download, output / "file" / "folder") == 1
+    assert "cannot be written: Not a directory" in capsys.readouterr().err
+
+
+def test_a_refused_folder_is_not_said_to_get_copies(download, output, monkeypatch, capsys):
+    write_photo(output / "images" / "0000006.jpg")
+    monkeypatch.setattr(command, "can_link", lambda output: False)
+    assert prepare(download, output) == 1
+    printed = capsys.readouterr()
+    assert "no preparation.json says where it is from" in printed.err
+    assert "links cannot be made" not in printed.out
+
+
 def test_a_full_disk_is_one_line_and_no_list(download, output, monkeypatch, capsys):
     def _refuse(*args, **options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checking, "place", _refuse)
+    monkeypatch.setattr(checking, "link_or_copy", _refuse)
     assert prepare(download, output) == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: ") and "No space left on device" in error
@@ -252,14 +349,14 @@ def test_a_full_disk_is_one_line_and_no_list(download, output, monkeypatch, caps
 
 
 def test_a_pair_that_ends_its_process_is_named(download, output, monkeypatch, capsys):
-    treat = checking._treated
+    read_pair = checking._read_pair
 
     def _die(pair, job):
         if pair.id == "0000007":
             os.kill(os.getpid(), signal.SIGKILL)
-        return treat(pair, job)
+        return read_pair(pair, job)
 
-    monkeypatch.setattr(checking, "_treated", _die)
+    monkeypatch.setattr(checking, "_read_pair", _die)
     arguments = [str(download), "--output", str(output), "--workers", "2", "--skip-bad"]
     assert cihp.main(arguments) == 0
     assert "Category_ids/0000007.png: reading it ends the process" in capsys.readouterr().err
@@ -286,7 +383,7 @@ def test_the_manifest_says_where_all_is_from(download, output):
 def test_a_killed_run_leaves_no_process_and_goes_on(tmp_path):
     names = [f"{number:07d}" for number in range(100, 500)]
     download, output = write_cihp(tmp_path / "download", train=names), tmp_path / "prepared"
-    journal = output / "preparation.partial.jsonl"
+    journal = output / "preparation.jsonl"
     arguments = [str(DATASETS / "prepare_cihp.py"), str(download), "--output", str(output), "--workers", "2"]
     environment = {**os.environ, "PYTHONPATH": str(DATASETS.parent)}
     run = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""Preparing CIHP, and with it what all preparations share: layouts, places, bad pairs."""
+"""Preparing CIHP, and with it what all preparations share: layouts, the result, bad pairs."""
 
 import os
 import subprocess
@@ -201,6 +201,20 @@ def test_bad_pairs_are_named_and_no_list_is_written(download, output, kind, caps
     assert prepare(download, output, "--skip-bad") == 0
     assert f"left out: {path}: " in capsys.readouterr().err
     assert (read_list(output, "train"), read_list(output, "val")) == (["0000006", "0000008"], VAL)
+
+
+def test_a_split_that_would_lose_every_pair_is_an_error(download, output, capsys):
+    for name in VAL:
+        _cut(download / "Validation" / "Category_ids" / f"{name}.png")
+    assert prepare(download, output, "--skip-bad") == 1
+    printed = capsys.readouterr()
+    assert "--skip-bad would leave nothing of the split 'val' (2 pairs), so no list was written" in printed.err
+    assert "Train:" not in printed.out
+    assert not list(output.rglob("*.txt")) + list(output.rglob("*.yaml"))
+    for name in TRAIN:
+        _cut(download / "Training" / "Images" / f"{name}.jpg")
+    assert prepare(download, output, "--skip-bad") == 1
+    assert "of the split 'train' (3 pairs) and of 'val' (2 pairs)" in capsys.readouterr().err
 
 
 def test_a_missing_label_of_a_list_is_named(download, output, capsys):

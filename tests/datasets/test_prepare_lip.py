@@ -81,6 +81,30 @@ def test_cihp_is_not_taken_for_lip(tmp_path, output, capsys):
     write_pairs(tmp_path / "d" / "Training" / "Images", tmp_path / "d" / "Training" / "Category_ids", ["0000006"])
     assert prepare(tmp_path / "d", output) == 1
     assert "prepare_cihp.py" in capsys.readouterr().err
+    assert not output.exists()
+
+
+def test_cihp_with_an_odd_file_is_not_taken_for_lip(tmp_path, output, capsys):
+    names = ["0000006", "0000007", "an_odd_one"]
+    write_pairs(tmp_path / "d" / "Training" / "Images", tmp_path / "d" / "Training" / "Category_ids", names)
+    assert prepare(tmp_path / "d", output) == 1
+    assert "2 of 3 ids have seven digits (0000006 …)" in capsys.readouterr().err
+
+
+def test_lip_under_other_names_needs_a_word(tmp_path, output, capsys):
+    images, labels = tmp_path / "LIP" / "TrainVal_images", tmp_path / "LIP" / "TrainVal_parsing_annotations"
+    write_pairs(images / "train_images", labels / "train_segmentations", ["0000001", "0000002"])
+    assert prepare(tmp_path / "LIP", output) == 1
+    assert "If it is LIP under other names: --renumbered" in capsys.readouterr().err
+    assert prepare(tmp_path / "LIP", output, "--renumbered") == 0
+    assert read_list(output, "train") == ["0000001", "0000002"]
+
+
+def test_some_ids_of_seven_digits_are_lips_all_the_same(tmp_path, output):
+    images, labels = tmp_path / "LIP" / "TrainVal_images", tmp_path / "LIP" / "TrainVal_parsing_annotations"
+    write_pairs(images / "train_images", labels / "train_segmentations", ["0000001", *TRAIN])
+    assert prepare(tmp_path / "LIP", output) == 0
+    assert read_list(output, "train") == ["0000001", *TRAIN]
 
 
 def test_a_split_without_labels_is_told(tmp_path, output, capsys):

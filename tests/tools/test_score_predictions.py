@@ -214,10 +214,11 @@ def test_a_data_set_is_a_name_or_a_card_and_a_card_with_several_needs_a_choice(
 
 
 def test_wrong_arguments_are_said_before_the_work(card, predictions, tmp_path, monkeypatch, capsys):
-    for arguments in (["--json", str(tmp_path / "no" / "x.json")], ["--workers", "0"]):
+    for option, value in (("--json", str(tmp_path / "no" / "x.json")), ("--workers", "0")):
         with pytest.raises(SystemExit) as end:
-            run(monkeypatch, predictions, card, *arguments)
-        assert end.value.code == 2 and f"{' '.join(arguments)}: " in capsys.readouterr().err
+            run(monkeypatch, predictions, card, option, value)
+        error = capsys.readouterr().err
+        assert end.value.code == 2 and option in error.splitlines()[-1] and value in error.splitlines()[-1]
     (tmp_path / "folder.json").mkdir()
     with pytest.raises(SSTDataError, match=r"--json: .*folder\.json cannot be written"):
         run(monkeypatch, predictions, card, "--json", str(tmp_path / "folder.json"))
