@@ -22,7 +22,7 @@ from sst_d2.errors import SSTCheckpointError
 # Parts that a start from other weights may lack or hold in another shape: they belong to label domains, not to people.
 _DOMAIN_PARTS = ("heads.", "auxiliary.")
 # Classifiers of ImageNet networks, and counters of batch norm that frozen and group norm do not have.
-_IGNORED = re.compile(r"(^fc\.|\.fc\.|linear\.|num_batches_tracked$)")
+_IGNORED = re.compile(r"(^fc\.|^head\.|\.fc\.|linear\.|num_batches_tracked$)")
 _TORCHVISION_RESNET = (
     (re.compile(r"^conv1\."), "stem.conv1."),
     (re.compile(r"^bn1\."), "stem.conv1.norm."),

@@ -110,6 +110,19 @@ def _model_node() -> CN:
                 # Side of the attention windows, in feature pixels.
                 "WINDOW": 8,
                 "MLP_RATIO": 2.0,
+                # Of the convolutions of SemanticFPNDecoder and DeepLabV3PlusDecoder: "GN", "BN", "SyncBN" or "" (none).
+                # BLOCKS, HEADS, WINDOW, MLP_RATIO and PIXEL_DECODER are SSTDecoder's alone.
+                "NORM": "GN",
+                # Channels of SemanticFPNDecoder's convolutions that bring the pyramid to stride 4.
+                "SEMANTIC_FPN": {"CONVS_DIM": 128},
+                "DEEPLAB": {
+                    # Channels that res2, res3, res4 are projected to before they are fused; as many maps are fused.
+                    # [48]: as in DeepLabV3+; [32, 64]: as in Panoptic-DeepLab.
+                    "PROJECT_CHANNELS": [48],
+                    # Three, in pixels of res5.
+                    "ASPP_DILATIONS": [6, 12, 18],
+                    "ASPP_DROPOUT": 0.1,
+                },
             },
             # Weights of the losses: alpha of Eq. (12).
             "LOSS_WEIGHTS": {"SEG": 10.0},

@@ -35,12 +35,15 @@ def _text(value: Any) -> bool:
 
 
 _POSITIVE = (_whole(1), "a whole number from 1 on")
+_CHANNELS = (lambda value: _whole(4)(value) and value % 4 == 0, "a positive multiple of 4")
+_PROBABILITY = (lambda value: _number(value) and 0 <= value < 1, "a number from 0 on, below 1")
 _NOT_NEGATIVE = (lambda value: _number(value) and value >= 0, "a number from 0 on")
 _TEXTS = (_list_of(_text), "a list of names or paths")
 # Key, test, what is allowed.
 _RULES = (
     ("MODEL.DEVICE", lambda v: re.fullmatch(r"(cpu|cuda(:\d+)?)?", v) is not None, "cpu, cuda or cuda:N"),
     ("MODEL.RESNETS.NORM", *_one_of("FrozenBN", "BN", "SyncBN", "nnSyncBN", "naiveSyncBN", "GN", "")),
+    ("MODEL.RESNETS.RES5_DILATION", lambda v: v in (1, 2), "1 or 2"),
     ("MODEL.RESNETS.DEPTH", lambda v: v in (18, 34, 50, 101, 152), "18, 34, 50, 101 or 152"),
     ("MODEL.PIXEL_MEAN", _list_of(_number, 3), "three numbers, one per channel"),
     ("MODEL.PIXEL_STD", _list_of(lambda v: _number(v) and v > 0, 3), "three positive numbers, one per channel"),
@@ -49,12 +52,21 @@ _RULES = (
     ("MODEL.SST.PIXEL_DECODER.HEADS", *_POSITIVE),
     ("MODEL.SST.PIXEL_DECODER.POINTS", *_POSITIVE),
     ("MODEL.SST.PIXEL_DECODER.FFN_DIM", *_POSITIVE),
-    ("MODEL.SST.PIXEL_DECODER.DROPOUT", lambda v: _number(v) and 0 <= v < 1, "a number from 0 on, below 1"),
-    ("MODEL.SST.DECODER.DIM", lambda v: _whole(4)(v) and v % 4 == 0, "a positive multiple of 4"),
+    ("MODEL.SST.PIXEL_DECODER.DROPOUT", *_PROBABILITY),
+    ("MODEL.SST.DECODER.DIM", *_CHANNELS),
     ("MODEL.SST.DECODER.BLOCKS", _list_of(_whole(1), 3), "three whole numbers from 1 on: strides 16, 8, 4"),
     ("MODEL.SST.DECODER.HEADS", *_POSITIVE),
     ("MODEL.SST.DECODER.WINDOW", *_POSITIVE),
     ("MODEL.SST.DECODER.MLP_RATIO", lambda v: _number(v) and v > 0, "a positive number"),
+    ("MODEL.SST.DECODER.NORM", *_one_of("GN", "BN", "SyncBN", "")),
+    ("MODEL.SST.DECODER.SEMANTIC_FPN.CONVS_DIM", *_CHANNELS),
+    (
+        "MODEL.SST.DECODER.DEEPLAB.PROJECT_CHANNELS",
+        lambda v: _list_of(_CHANNELS[0])(v) and 1 <= len(v) <= 3,
+        "one to three positive multiples of 4: res2, res3, res4",
+    ),
+    ("MODEL.SST.DECODER.DEEPLAB.ASPP_DILATIONS", _list_of(_whole(1), 3), "three whole numbers from 1 on"),
+    ("MODEL.SST.DECODER.DEEPLAB.ASPP_DROPOUT", *_PROBABILITY),
     ("MODEL.SST.LOSS_WEIGHTS.SEG", *_NOT_NEGATIVE),
     ("INPUT.FORMAT", *_one_of("RGB", "BGR")),
     ("INPUT.RANDOM_FLIP", *_one_of("horizontal", "none")),

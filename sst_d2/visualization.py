@@ -1,4 +1,6 @@
-"""Pictures of label maps: colours, overlays with contours and legends, all domains side by side. Pillow and NumPy only.
+"""Pictures: label maps in colours, overlays with contours and legends, all domains side by side, matrices over classes.
+
+Pillow and NumPy only.
 
 Letters: H, W height and width, K the classes of a label domain. A label map is (H, W), integers, each in [0, K) or the
 domain's ignore label. Pictures are (H, W, 3) uint8, red, green, blue.
@@ -7,7 +9,7 @@ domain's ignore label. Pictures are (H, W, 3) uint8, red, green, blue.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,7 @@ _PAPER, _INK, _FRAME = (255, 255, 255), (24, 24, 24), (128, 128, 128)
 _MIN_SIDE = 320  # a smaller photo is enlarged to this longer side, so that its legend can be read
 _MIN_COLUMN = 200
 _MIN_FONT = 14
+_DARKEST_CELL = (12, 58, 130)  # of a matrix's picture: the colour of 1; 0 is paper
 
 
 def color_map(labels: np.ndarray, domain: LabelDomain) -> np.ndarray:
@@ -148,6 +151,55 @@ def side_by_side(
     return _joined(columns, font_size)
 
 
+def matrix_picture(
+    values: np.ndarray, rows: Sequence[str], columns: Sequence[str], title: str = "", font_size: int = _MIN_FONT
+) -> np.ndarray:
+    """A matrix as a table: its values in the cells, the darker the nearer to 1, row names left, column names above.
+
+    Args:
+        values: (M, N) finite numbers; below 0 a cell has the colour of 0, above 1 that of 1.
+        rows: M names.
+        columns: N names, written upwards.
+        title: written above all; "": none.
+        font_size: height of the letters in pixels.
+
+    Returns:
+        (h, w, 3) uint8.
+
+    Raises:
+        SSTDataError: the values are no such matrix, or do not fit the names.
+    """
+    values = np.asarray(values)
+    if values.shape != (len(rows), len(columns)) or values.size == 0 or not np.isfinite(values.astype(float)).all():
+        raise SSTDataError(
+            f"matrix picture: values of shape {values.shape} for {len(rows)} rows and {len(columns)} columns; one "
+            "finite number for each pair of names is expected"
+        )
+    font, pad = _font(font_size), max(3, font_size // 3)
+    texts = [[f"{value:.2f}" for value in row] for row in values]
+    height = font_size + 2 * pad
+    width = max(height, max(_text_width(text, font) for row in texts for text in row) + 2 * pad)
+    left = max(_text_width(name, font) for name in rows) + 2 * pad
+    title_height = height if title else 0
+    top = title_height + max(_text_width(name, font) for name in columns) + 2 * pad
+    size = (max(left + width * len(columns), _text_width(title, font) + 2 * pad), top + height * len(rows))
+    canvas = Image.new("RGB", size, _PAPER)
+    draw = ImageDraw.Draw(canvas)
+    _write(draw, (pad, 0), title_height, title, font)
+    for j, name in enumerate(columns):
+        upwards = Image.new("RGB", (top - title_height, height), _PAPER)
+        _write(ImageDraw.Draw(upwards), (pad, 0), height, name, font)
+        canvas.paste(
+            upwards.transpose(Image.Transpose.ROTATE_90), (left + j * width + (width - height) // 2, title_height)
+        )
+    for i, name in enumerate(rows):
+        y = top + i * height
+        _write(draw, (left - pad - _text_width(name, font), y), height, name, font)
+        for j, text in enumerate(texts[i]):
+            _draw_cell(draw, (left + j * width, y, width, height), float(values[i, j]), text, font)
+    return np.asarray(canvas).copy()
+
+
 def save_image(path: str | os.PathLike, array: np.ndarray) -> None:
     """Write a picture; its format follows the file's ending. Folders are made, and no half file is ever left.
 
@@ -253,6 +305,22 @@ def _joined(columns: list[tuple[np.ndarray, str, np.ndarray]], font_size: int) -
     return np.asarray(canvas).copy()
 
 
+def _draw_cell(
+    draw: ImageDraw.ImageDraw,
+    box: tuple[int, int, int, int],
+    value: float,
+    text: str,
+    font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
+) -> None:
+    """One cell of a matrix: ``box`` is (x, y, width, height); its text stands in the middle."""
+    x, y, width, height = box
+    share = min(max(value, 0.0), 1.0)
+    color = tuple(round(light + share * (dark - light)) for light, dark in zip(_PAPER, _DARKEST_CELL, strict=True))
+    draw.rectangle((x, y, x + width - 1, y + height - 1), fill=color, outline=_PAPER)
+    ink = _PAPER if share > 0.5 else _INK
+    _write(draw, (x + (width - _text_width(text, font)) // 2, y), height, text, font, ink)
+
+
 def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
     """Pillow's own font; a Pillow before 10.1 or without FreeType has it in one small size only."""
     try:
@@ -271,10 +339,11 @@ def _write(
     row_height: int,
     text: str,
     font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
+    ink: tuple[int, int, int] = _INK,
 ) -> None:
     """Write ``text`` from the left of ``place`` (x, y), its capitals centred in a row of ``row_height`` pixels."""
     _, top, _, bottom = font.getbbox("H")
-    draw.text((place[0], place[1] + (row_height - top - bottom) / 2), text, fill=_INK, font=font)
+    draw.text((place[0], place[1] + (row_height - top - bottom) / 2), text, fill=ink, font=font)
 
 
 def _save(picture: Image.Image, path: Path) -> None:

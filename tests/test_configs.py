@@ -99,5 +99,8 @@ def test_every_key_of_ours_is_read(make_dataset, tmp_path, monkeypatch):
     check_config(cfg)
     epochs_to_iterations(cfg)
     SSTTrainer.evaluate(cfg, SSTTrainer(cfg).model)
+    for decoder in ("SemanticFPNDecoder", "DeepLabV3PlusDecoder"):
+        cfg.MODEL.SST.DECODER.NAME = decoder
+        build_model(cfg)
     declared = {leaf for node in OUR_NODES for leaf in leaves_of(cfg[node].SST, f"{node}.SST")}
     assert declared - read == set()

@@ -37,6 +37,7 @@ ALLOWED["engine"] = {*ALLOWED, "engine"} - {"modeling"}
 READERS = {
     "build_sst_decoder",
     "build_sst_resnet18_backbone",
+    "build_sst_swin_t_backbone",
     "build_augmentations",
     "_test_resize",
     "_loader_from_config",
@@ -66,6 +67,15 @@ def test_imports_run_one_way(path):
         assert target == room or target in ALLOWED[room], f"{path.name} imports {module}"
         if not path.name.startswith("__init__"):
             assert module != "sst_d2.modeling.meta_arch", "only the package's __init__ imports meta_arch"
+
+
+def test_detectron2s_projects_are_imported_where_they_are_needed_only():
+    """They add names to Detectron2's registries, where another program may have put the same ones."""
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not any(name.startswith("detectron2.projects") for name in names), path
 
 
 def test_relative_imports_are_not_used():

@@ -14,6 +14,7 @@ from sst_d2.visualization import (
     IGNORE_COLOR,
     color_map,
     legend,
+    matrix_picture,
     overlay,
     save_image,
     save_label_png,
@@ -127,6 +128,7 @@ def test_legend_works_with_a_pillow_without_scalable_font(monkeypatch):
         pytest.skip("this Pillow is itself the old one")
     monkeypatch.setattr(ImageFont, "load_default", old)
     assert PASCAL.colors[1] in colors_in(legend(PASCAL, [1]))
+    assert len(darkest(matrix_picture(np.ones((1, 2)), ["head"], ["face", "hat"]))[0]) > 100
 
 
 def test_side_by_side_has_the_photo_and_one_overlay_per_domain():
@@ -159,6 +161,65 @@ def test_side_by_side_refuses_what_does_not_fit():
         side_by_side(photo(), {"atr": np.zeros((41, 60), int)})
     with pytest.raises(LabelDomainError, match="unknown label domain 'nowhere'"):
         side_by_side(photo(), {"nowhere": np.zeros((40, 60), int)})
+
+
+def darkest(picture):
+    """(rows, columns) of the pixels that have the colour of 1."""
+    return np.nonzero((picture == (12, 58, 130)).all(axis=2))
+
+
+def test_matrix_picture_shows_each_value_in_its_row_and_column():
+    rows, columns = ["head", "torso"], ["face", "hat", "bag"]
+    centres = {}
+    for i in range(2):
+        for j in range(3):
+            values = np.zeros((2, 3))
+            values[i, j] = 1
+            ys, xs = darkest(matrix_picture(values, rows, columns))
+            assert len(ys) > 100 and ys.max() - ys.min() < 30 and xs.max() - xs.min() < 60  # one cell
+            centres[i, j] = (ys.min(), xs.min())
+    assert all(centres[0, j][0] + 22 == centres[1, j][0] for j in range(3))
+    steps = {centres[i, j + 1][1] - centres[i, j][1] for i in range(2) for j in range(2)}
+    assert len(steps) == 1 and steps.pop() > 22
+    assert all(centres[0, j][1] == centres[1, j][1] for j in range(3))
+
+
+def test_matrix_picture_grows_with_the_matrix_and_its_names():
+    def shape(rows, columns, **options):
+        return matrix_picture(np.full((len(rows), len(columns)), 0.5), rows, columns, **options).shape
+
+    height, width, _ = shape(["a", "b"], ["c", "d"])
+    assert shape(["a", "b", "c"], ["c", "d"]) == (height + 22, width, 3)
+    assert shape(["a", "b"], ["c", "d", "e"])[1] > width + 22
+    assert (
+        shape(["a", "right-shoe"], ["c", "d"])[1] > width + 40
+        and shape(["a", "b"], ["c", "right-shoe"])[0] > height + 40
+    )
+    assert shape(["a", "b"], ["c", "d"], title="a title")[0] == height + 22
+    assert shape(["a", "b"], ["c", "d"], title="a title that is longer than all of the rest")[1] > 2 * width
+    assert shape(["a", "b"], ["c", "d"], font_size=28)[0] > 1.8 * height
+
+
+def test_matrix_picture_is_the_same_every_time_and_clips_colours_only():
+    values = np.linspace(-1, 2, 12).reshape(3, 4)
+    picture = matrix_picture(values, "abc", "wxyz", "title")
+    assert picture.dtype == np.uint8 and np.array_equal(picture, matrix_picture(values.copy(), "abc", "wxyz", "title"))
+    clipped = matrix_picture(np.clip(values, 0, 1), "abc", "wxyz", "title")
+    assert not np.array_equal(picture, clipped) and len(darkest(picture)[0]) > 100  # the text is the true value
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 6
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (np.zeros((2, 2)), r"shape \(2, 2\) for 1 rows and 2 columns"),
+        (np.zeros(2), r"shape \(2,\)"),
+        (np.array([[0, np.nan]]), "one finite number for each pair"),
+    ],
+)
+def test_matrix_picture_refuses_what_does_not_fit(values, words):
+    with pytest.raises(SSTDataError, match=words):
+        matrix_picture(values, ["a"], ["b", "c"])
 
 
 def test_save_image_writes_whole_files_or_none(tmp_path):

@@ -10,13 +10,15 @@ from sst_d2.label_domains.registry import (
     load_label_domain,
     register_label_domain,
 )
-from sst_d2.label_domains.relations import intra_adjacency
+from sst_d2.label_domains.relations import cross_similarity, intra_adjacency, similarity_source
 
 __all__ = [
     "LabelDomain",
+    "cross_similarity",
     "get_label_domain",
     "intra_adjacency",
     "known_label_domains",
     "load_label_domain",
     "register_label_domain",
+    "similarity_source",
 ]

@@ -11,9 +11,13 @@ from typing import Any
 import numpy as np
 
 from sst_d2.errors import LabelDomainError
+from sst_d2.label_domains.body_lexicon import body_lexicon
 
 REQUIRED_FIELDS = ("name", "classes")
-OPTIONAL_FIELDS = ("colors", "flip_pairs", "adjacency", "ignore_label")
+OPTIONAL_FIELDS = ("colors", "flip_pairs", "adjacency", "ignore_label", "covers", "similarity")
+# What the nested mappings of these two fields are keyed by.
+_COVERS_LEVELS = ("class", "atom")
+_SIMILARITY_LEVELS = ("other domain", "class", "class of the other domain")
 # A name becomes a key of a ModuleDict, of losses and of file names.
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
@@ -29,6 +33,10 @@ class LabelDomain:
         flip_pairs: pairs of classes that change places when an image is mirrored (left arm, right arm).
         adjacency: undirected edges between classes that touch on the body; None: not given, all classes see all.
         ignore_label: id of pixels without a label; 0..255, outside [0, K).
+        covers: sorted (class, atom, weight): what the class covers of the body, in place of what the body lexicon says
+            of its name; weights in (0, 1]. `relations.cross_similarity` reads it.
+        similarity: sorted (other domain, own class, class of the other, value): M_static between the two domains, in
+            place of all other sources; values in [0, 1]. Every own class occurs; a pair that does not is 0.
         source: where the record comes from, for messages; no part of equality.
 
     Raises:
@@ -41,6 +49,8 @@ class LabelDomain:
     flip_pairs: tuple[tuple[str, str], ...] = ()
     adjacency: tuple[tuple[str, str], ...] | None = None
     ignore_label: int = 255
+    covers: tuple[tuple[str, str, float], ...] = ()
+    similarity: tuple[tuple[str, str, str, float], ...] = ()
     source: str = field(default="a record made in Python", compare=False)
 
     def __post_init__(self) -> None:
@@ -56,6 +66,10 @@ class LabelDomain:
             raise self._error("ignore_label", f"{self.ignore_label!r}; a whole number is expected")
         if not self.num_classes <= self.ignore_label <= 255:
             raise self._error("ignore_label", f"{self.ignore_label}; allowed are {self.num_classes} to 255")
+        self._check_covers()
+        self._check_similarity()
+        for field_name in ("covers", "similarity"):  # the order in a file says nothing
+            object.__setattr__(self, field_name, tuple(sorted(getattr(self, field_name))))
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any], source: str) -> LabelDomain:
@@ -75,6 +89,8 @@ class LabelDomain:
             flip_pairs=_pairs_of(record.get("flip_pairs") or (), "flip_pairs", source),
             adjacency=None if adjacency is None else _pairs_of(adjacency, "adjacency", source),
             ignore_label=record.get("ignore_label", 255),
+            covers=_covers_of(record.get("covers") or {}, source),
+            similarity=_rows_of(record.get("similarity") or {}, "similarity", _SIMILARITY_LEVELS, source),
             source=source,
         )
 
@@ -86,6 +102,8 @@ class LabelDomain:
             if record[key] is not None:
                 record[key] = [list(item) for item in record[key]]
         record["classes"] = list(self.classes)
+        record["covers"] = _nested(self.covers)
+        record["similarity"] = _nested(self.similarity)
         return record
 
     @property
@@ -155,6 +173,36 @@ class LabelDomain:
             if pair[0] == pair[1]:
                 raise self._error(field, f"{list(pair)}: a pair joins two different classes")
 
+    def _check_covers(self) -> None:
+        for name, atom, weight in self.covers:
+            self._check_class("covers", name)
+            problem = body_lexicon().problem_with(atom, weight)
+            if problem:
+                raise self._error("covers", f"class '{name}': {problem}")
+
+    def _check_similarity(self) -> None:
+        named: dict[str, set[str]] = {}
+        for other, name, other_name, value in self.similarity:
+            place = f"to {other!r}, class {name!r}, its class {other_name!r}"
+            if not isinstance(other, str) or other == self.name or not isinstance(other_name, str):
+                raise self._error("similarity", f"{place}: names of another domain and of its classes are expected")
+            self._check_class("similarity", name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+                raise self._error("similarity", f"{place}: {value!r}; a number from 0 to 1 is expected")
+            named.setdefault(other, set()).add(name)
+        for other, names in named.items():
+            missing = [name for name in self.classes if name not in names]
+            if missing:
+                raise self._error(
+                    "similarity",
+                    f"to '{other}': no row for {', '.join(missing)}; the matrix counts as a whole, so every class "
+                    f"needs a row; one that is like nothing names any class of '{other}' with 0",
+                )
+
+    def _check_class(self, field: str, name: Any) -> None:
+        if name not in self.classes:
+            raise self._error(field, f"unknown class {name!r}; classes: {', '.join(self.classes)}")
+
 
 def voc_colors(count: int) -> tuple[tuple[int, int, int], ...]:
     """The first ``count`` colours of PASCAL VOC's bit palette: bits 0, 3, 6 of the id make red, 1, 4, 7 green …"""
@@ -177,3 +225,35 @@ def _pairs_of(value: Any, field: str, source: str) -> tuple[tuple[str, str], ...
         if len(pair) != 2:
             raise LabelDomainError(f"{source}: field '{field}': {list(pair)}; pairs of two class names are expected")
     return pairs
+
+
+def _covers_of(value: Any, source: str) -> tuple[tuple[str, str, float], ...]:
+    """Rows (class, atom, weight); a list of atoms gives each the weight 1."""
+    if isinstance(value, Mapping):
+        value = {
+            name: {str(a): 1 for a in atoms} if isinstance(atoms, list) else atoms for name, atoms in value.items()
+        }
+    return _rows_of(value, "covers", _COVERS_LEVELS, source)
+
+
+def _rows_of(value: Any, field: str, levels: tuple[str, ...], source: str, place: str = "") -> tuple[tuple, ...]:
+    """Nested mappings as rows: {a: {b: 1, c: 2}} becomes (a, b, 1), (a, c, 2)."""
+    if not levels:
+        return ((value,),)
+    if not isinstance(value, Mapping) or (place and not value):
+        raise LabelDomainError(f"{source}: field '{field}': {place}{value!r}; a mapping by {levels[0]} is expected")
+    rows = []
+    for key, below in value.items():
+        rows += [(key, *row) for row in _rows_of(below, field, levels[1:], source, f"{place}{key}: ")]
+    return tuple(rows)
+
+
+def _nested(rows: tuple[tuple, ...]) -> dict[str, Any]:
+    """The mappings that `_rows_of` makes rows of."""
+    nested: dict[str, Any] = {}
+    for *keys, last, value in rows:
+        inner = nested
+        for key in keys:
+            inner = inner.setdefault(key, {})
+        inner[last] = value
+    return nested

@@ -6,7 +6,7 @@ H_3 is F, which the heads read (A1, A2, A9 in docs/DESIGN.md).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -43,6 +43,33 @@ def build_sst_decoder(cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> nn.
             f"MODEL.SST.DECODER.NAME: '{name}' is not in SST_DECODER_REGISTRY; known: {', '.join(known)}"
         )
     return SST_DECODER_REGISTRY.get(name)(cfg, input_shape)
+
+
+def require_maps(
+    decoder: str, input_shape: Mapping[str, ShapeSpec], strides: Mapping[str, Collection[int] | None]
+) -> None:
+    """Refuse a backbone that a decoder cannot read.
+
+    Args:
+        decoder: its name, for the message.
+        input_shape: channels and strides of the backbone's maps.
+        strides: by name of the maps that are needed: the strides that are allowed; None: any.
+
+    Raises:
+        SSTConfigError: a map is missing, or has another stride.
+    """
+    missing = [name for name in strides if name not in input_shape]
+    if missing:
+        raise SSTConfigError(
+            f"{decoder}: the backbone gives {sorted(input_shape)}, without {missing}; "
+            "set MODEL.RESNETS.OUT_FEATURES to [res2, res3, res4, res5]"
+        )
+    for name, allowed in strides.items():
+        if allowed is not None and input_shape[name].stride not in allowed:
+            raise SSTConfigError(
+                f"{decoder}: the backbone's {name} has stride {input_shape[name].stride}; allowed: "
+                f"{' or '.join(map(str, allowed))}. Of a ResNet, MODEL.RESNETS.RES5_DILATION 1 gives 32, and 2 gives 16"
+            )
 
 
 class SwinStage(nn.Module):
@@ -117,12 +144,7 @@ class SSTDecoder(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict[str, Any]:
         """Read ``MODEL.SST.PIXEL_DECODER`` and ``MODEL.SST.DECODER``."""
-        missing = [name for name in _FEATURES.values() if name not in input_shape]
-        if missing:
-            raise SSTConfigError(
-                f"SSTDecoder: the backbone gives {sorted(input_shape)}, without {missing}; "
-                "set MODEL.RESNETS.OUT_FEATURES to [res2, res3, res4, res5]"
-            )
+        require_maps(cls.__name__, input_shape, dict.fromkeys(_FEATURES.values()))
         encoder, decoder = cfg.MODEL.SST.PIXEL_DECODER, cfg.MODEL.SST.DECODER
         pixel_decoder = SSTPixelDecoder(
             {stride: input_shape[_FEATURES[stride]].channels for stride in (8, 16, 32)},

@@ -16,6 +16,15 @@ from sst_d2.modeling.ops import ms_deform_attn_fused
 from sst_d2.modeling.position import sine_position_encoding
 
 
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Group norm in 32 groups at multiples of 128 channels, else in fewer; Detectron2's "GN" insists on 32.
+
+    Args:
+        channels: a multiple of 4; each group has at least 4, since a map may have one pixel only.
+    """
+    return nn.GroupNorm(math.gcd(32, channels // 4), channels)
+
+
 class DeformableAttention(nn.Module):
     """Multi-scale deformable self-attention with its projections.
 
@@ -135,13 +144,9 @@ class SSTPixelDecoder(nn.Module):
     ) -> None:
         super().__init__()
         self.strides = sorted(in_channels)
-        # 32 groups at D = 256; never fewer than 4 channels each, since a map may have one pixel only.
-        groups = math.gcd(32, dim // 4)
         self.input_proj = nn.ModuleDict(
             {
-                str(stride): nn.Sequential(
-                    nn.Conv2d(in_channels[stride], dim, kernel_size=1), nn.GroupNorm(groups, dim)
-                )
+                str(stride): nn.Sequential(nn.Conv2d(in_channels[stride], dim, kernel_size=1), group_norm(dim))
                 for stride in self.strides
             }
         )

@@ -99,6 +99,36 @@ def test_to_dict_and_back_gives_an_equal_record_from_another_source():
     assert LabelDomain.from_dict(yaml.safe_load(yaml.safe_dump(domain.to_dict())), "elsewhere") == domain
 
 
+COVERS = {"left-hand": {"left-hand": 1, "skin": 0.5}, "sky": ["background"]}
+SIMILARITY = {"atr": {"sky": {"background": 1}, "left-hand": {"left-arm": 0.6, "face": 0}, "right-hand": {"face": 0}}}
+
+
+def test_covers_and_similarity_go_into_the_record_and_out_again():
+    record = {**GOOD, "covers": COVERS, "similarity": SIMILARITY}
+    domain = LabelDomain.from_dict(record, "here")
+    assert domain.covers == (("left-hand", "left-hand", 1), ("left-hand", "skin", 0.5), ("sky", "background", 1))
+    assert ("atr", "left-hand", "left-arm", 0.6) in domain.similarity and len(domain.similarity) == 4
+    again = LabelDomain.from_dict(yaml.safe_load(yaml.safe_dump(domain.to_dict())), "elsewhere")
+    assert again == domain and hash(again) == hash(domain)
+    assert domain.to_dict()["similarity"] == SIMILARITY
+    assert domain.to_dict()["covers"] == {**COVERS, "sky": {"background": 1}}
+
+
+def test_covers_and_similarity_are_part_of_equality_and_their_order_is_not():
+    plain = LabelDomain.from_dict(GOOD, "here")
+    domain = LabelDomain.from_dict({**GOOD, "covers": COVERS, "similarity": SIMILARITY}, "here")
+    turned = {"sky": ["background"], "left-hand": {"skin": 0.5, "left-hand": 1}}
+    rows = dict(reversed(SIMILARITY["atr"].items()))
+    assert LabelDomain.from_dict({**GOOD, "covers": turned, "similarity": {"atr": rows}}, "here") == domain != plain
+    assert LabelDomain.from_dict({**GOOD, "covers": COVERS}, "here") != plain
+
+
+def test_records_of_older_checkpoints_have_neither_covers_nor_similarity():
+    domain = get_label_domain("atr")
+    record = {key: value for key, value in domain.to_dict().items() if key not in ("covers", "similarity")}
+    assert LabelDomain.from_dict(record, "old.pth") == domain and domain.covers == domain.similarity == ()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -117,6 +147,24 @@ def test_to_dict_and_back_gives_an_equal_record_from_another_source():
         ({"ignore_label": "none"}, r"ignore_label.*'none'"),
         ({"name": "no space"}, r"name.*'no space'"),
         ({"name": "all"}, r"'all' means every domain"),
+        ({"covers": {"paw": ["hand"]}}, r"covers.*unknown class 'paw'; classes: sky"),
+        ({"covers": {"sky": ["hnd"]}}, r"covers.*class 'sky': unknown atom 'hnd' \(similar: hand.*atoms: scalp"),
+        ({"covers": {"sky": {"hand": 1.5}}}, r"covers.*class 'sky': weight 1.5 of atom 'hand'; a number above 0"),
+        ({"covers": {"sky": {"hand": 0}}}, r"weight 0 of atom"),
+        ({"covers": {"sky": {"hand": True}}}, r"weight True of atom"),
+        ({"covers": {"sky": {"hand": None}}}, r"weight None of atom"),
+        ({"covers": {"sky": {}}}, r"covers': sky: \{\}; a mapping by atom"),
+        ({"covers": {"sky": []}}, r"covers': sky: \{\}; a mapping by atom"),
+        ({"covers": {"sky": "hand"}}, r"covers': sky: 'hand'; a mapping by atom"),
+        ({"covers": ["sky"]}, r"covers': \['sky'\]; a mapping by class"),
+        ({"similarity": {"atr": {"sky": {"face": 0}}}}, r"similarity.*to 'atr': no row for left-hand, right-hand;"),
+        ({"similarity": {"atr": {"paw": {"face": 0}}}}, r"similarity.*unknown class 'paw'"),
+        ({"similarity": {"atr": {"sky": {"face": 1.1}}}}, r"class 'sky', its class 'face': 1.1; a number from 0 to 1"),
+        ({"similarity": {"atr": {"sky": {"face": "x"}}}}, r"'x'; a number from 0 to 1"),
+        ({"similarity": {"toy": {"sky": {"sky": 1}}}}, r"to 'toy'.*names of another domain"),
+        ({"similarity": {"atr": {"sky": {None: 1}}}}, r"its class None: names of another domain and of its classes"),
+        ({"similarity": {"atr": {"sky": 1}}}, r"similarity': atr: sky: 1; a mapping by class of the other domain"),
+        ({"similarity": {"atr": None}}, r"similarity': atr: None; a mapping by class"),
         ({"colour": []}, r"the field 'colour' is unknown \(known: adjacency"),
     ],
 )
