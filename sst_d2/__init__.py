@@ -25,7 +25,7 @@ except ImportError as reason:
         "install it: python tools/install_detectron2.py (or see docs/INSTALL.md)"
     ) from reason
 
-from sst_d2.config import add_sst_config, get_config_file
+from sst_d2.config import add_sst_config, get_config_file, inference_config
 from sst_d2.data import SSTDatasetMapper, build_sst_train_loader, register_dataset_card
 from sst_d2.data.cards import register_built_in_cards
 from sst_d2.errors import SSTError
@@ -49,6 +49,7 @@ __all__ = [
     "build_sst_train_loader",
     "get_config_file",
     "get_label_domain",
+    "inference_config",
     "register_dataset_card",
     "register_label_domain",
 ]

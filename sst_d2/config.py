@@ -20,7 +20,8 @@ from sst_d2.errors import SSTConfigError
 _MAY_CHANGE = (
     *("OUTPUT_DIR", "MODEL.WEIGHTS", "MODEL.DEVICE", "VIS_PERIOD", "DATASETS.TEST", "DATASETS.SST.CARDS", "TEST."),
     *("DATALOADER.NUM_WORKERS", "SOLVER.MAX_ITER", "SOLVER.STEPS", "SOLVER.CHECKPOINT_PERIOD"),
-    *("SOLVER.SST.MAX_EPOCHS", "SOLVER.SST.EPOCH_STEPS"),
+    *("SOLVER.SST.MAX_EPOCHS", "SOLVER.SST.EPOCH_STEPS", "MODEL.SST.AUXILIARY.LOG_GRADIENTS"),
+    "MODEL.SST.SOURCE.WEIGHTS",  # the file may lie elsewhere; that it is the same one, its SHA-256 says
 )
 
 
@@ -32,23 +33,17 @@ def add_sst_config(cfg: CN) -> None:
     if "SST" in cfg.MODEL:
         return
     cfg.MODEL.SST = _model_node()
-    cfg.INPUT.SST = CN(
+    cfg.INPUT.SST = _input_node()
+    cfg.DATASETS.SST = CN(
         {
-            # Smallest and largest factor of the random resize.
-            "SCALE_RANGE": [0.5, 2.0],
-            # True: height and width are scaled apart (Graphonomy, Grapy-ML); False: by one factor.
-            "SCALE_PER_AXIS": False,
-            # (height, width) of the training crop in pixels; smaller images are padded (image 0, label: ignore).
-            "CROP_SIZE": [512, 512],
-            # Training images or label maps that cannot be read or do not fit: "stop", or "skip": take another image
-            # of the same label domain in their place. Evaluation always stops.
-            "BAD_SAMPLES": "stop",
-            # With "skip": the most bad files per process; one more stops the run.
-            "MAX_BAD_SAMPLES": 100,
+            # Dataset card files, or globs of them, to register besides the built-in ones. Relative to the working
+            # directory.
+            "CARDS": [],
+            # Share of each training set that is used, above 0, to 1 (Table 5 of the paper). SEED and the data set's
+            # name choose the images; OUTPUT_DIR/train_subset.json names them.
+            "TRAIN_FRACTION": 1.0,
         }
     )
-    # Dataset card files, or globs of them, to register besides the built-in ones. Relative to the working directory.
-    cfg.DATASETS.SST = CN({"CARDS": []})
     cfg.DATALOADER.SST = CN(
         {
             # "balanced": the domains take turns; "weighted": in the shares of WEIGHTS; "proportional": one pool of all.
@@ -80,6 +75,24 @@ def add_sst_config(cfg: CN) -> None:
             # With TEST.AUG.ENABLED: factors of the image's size, each seen plain and, with TEST.AUG.FLIP, mirrored, as
             # in Graphonomy and Grapy-ML. TEST.AUG.MIN_SIZES and MAX_SIZE, lengths of edges, are not read.
             "SCALES": [0.5, 0.75, 1.0, 1.25, 1.5, 1.75],
+        }
+    )
+
+
+def _input_node() -> CN:
+    return CN(
+        {
+            # Smallest and largest factor of the random resize.
+            "SCALE_RANGE": [0.5, 2.0],
+            # True: height and width are scaled apart (Graphonomy, Grapy-ML); False: by one factor.
+            "SCALE_PER_AXIS": False,
+            # (height, width) of the training crop in pixels; smaller images are padded (image 0, label: ignore).
+            "CROP_SIZE": [512, 512],
+            # Training images or label maps that cannot be read or do not fit: "stop", or "skip": take another image
+            # of the same label domain in their place. Evaluation always stops.
+            "BAD_SAMPLES": "stop",
+            # With "skip": the most bad files per process; one more stops the run.
+            "MAX_BAD_SAMPLES": 100,
         }
     )
 
@@ -124,10 +137,58 @@ def _model_node() -> CN:
                     "ASPP_DROPOUT": 0.1,
                 },
             },
-            # Weights of the losses: alpha of Eq. (12).
-            "LOSS_WEIGHTS": {"SEG": 10.0},
+            # Weights of the losses: alpha, beta and lambda of Eq. (12), (13).
+            "LOSS_WEIGHTS": {"SEG": 10.0, "AUX": 1.0, "SCR": 5.0},
+            "AUXILIARY": _auxiliary_node(),
+            # Dedicated training, step two: the one label domain of DOMAINS learns from a trained, frozen network.
+            # WEIGHTS: its checkpoint (model_final.pth of step one); "": universal training. Where MODEL.WEIGHTS is
+            # empty, training also starts from its trunk. DOMAINS: the label domains that it must have; []: any.
+            "SOURCE": {"WEIGHTS": "", "DOMAINS": []},
         }
     )
+
+
+def _auxiliary_node() -> dict[str, Any]:
+    return {
+        # Train with MSA, MSE and MST beside the network. Evaluation and prediction build none, whatever stands here.
+        # With False nothing else in this node is read.
+        "ENABLED": True,
+        # Where MSA pools: "ground_truth": in the label map's regions; "prediction": in those that the head predicts.
+        "REGIONS": "ground_truth",
+        # True: MSE keeps to neighbours on the body, M_intra (Eq. 6); False: all categories see all (Eq. 5).
+        "ADJACENCY": True,
+        # Pairs of label domains that MST bridges: "full": all; "progressive": a chain from coarse to fine; "pairs":
+        # those of PAIRS; "none": no MST.
+        "STRATEGY": "full",
+        # Read with "progressive" only: the chain, every domain once; []: by number of classes.
+        "ORDER": [],
+        # Read with "pairs" only: e.g. [["pascal_person_part", "cihp"]].
+        "PAIRS": [],
+        # Factors of LOSS_WEIGHTS.SCR for Eq. (10), data sets, and Eq. (11), images; 0: that level is not built.
+        "DATASET_LEVEL": 1.0,
+        "IMAGE_LEVEL": 1.0,
+        # M_static of pairs without published values: text file of word vectors (GloVe, fastText), relative to the
+        # working directory; "": the body lexicon.
+        "WORD_VECTORS": "",
+        # Standard deviation of the random X_0.
+        "EMBEDDING_STD": 0.02,
+        # What the next four keys are where they are left open. "paper": "none", "classes", "sum", 0, as the paper
+        # writes it; "stable": "target", "present", "mean", 300, what did not degenerate in small trials.
+        "PRESET": "paper",
+        # Between X and the other domain's view of it: "none": both learn; "target": the view alone, X is taken as it
+        # stands. "": the preset's.
+        "STOP_GRADIENT": "",
+        # Mean over a domain's categories: "classes": all, an absent one counts 1 (Eq. 11); "present": those that
+        # occur in the image. "": the preset's.
+        "NORMALIZE": "",
+        # Over scales and pairs of domains: "sum" (Eq. 11), or "mean". "": the preset's.
+        "REDUCE": "",
+        # Iterations over which LOSS_WEIGHTS.SCR grows from 0; 0: full from the start. -1: the preset's.
+        "RAMP": -1,
+        # Once per evaluation, log the norm of every loss's gradient on F too: a backward pass per loss, in that
+        # iteration alone. Training stays the same, bit by bit.
+        "LOG_GRADIENTS": False,
+    }
 
 
 def load_config(config_file: str, opts: Sequence[str] = ()) -> CN:
@@ -172,6 +233,14 @@ def merge_config(cfg: CN, config_file: str, opts: Sequence[str]) -> None:
         raise SSTConfigError(f"configuration {config_file}: {message}") from reason
     check_values(cfg)
     resolve_device(cfg)
+
+
+def inference_config(cfg: CN) -> CN:
+    """A copy of ``cfg`` whose model has no training-only branch."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.SST.AUXILIARY.ENABLED = False
+    return cfg
 
 
 def resolve_device(cfg: CN) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import reduce
 from typing import Any
 
@@ -38,6 +38,7 @@ _POSITIVE = (_whole(1), "a whole number from 1 on")
 _CHANNELS = (lambda value: _whole(4)(value) and value % 4 == 0, "a positive multiple of 4")
 _PROBABILITY = (lambda value: _number(value) and 0 <= value < 1, "a number from 0 on, below 1")
 _NOT_NEGATIVE = (lambda value: _number(value) and value >= 0, "a number from 0 on")
+_ABOVE_ZERO = (lambda value: _number(value) and value > 0, "a positive number")
 _TEXTS = (_list_of(_text), "a list of names or paths")
 # Key, test, what is allowed.
 _RULES = (
@@ -57,7 +58,7 @@ _RULES = (
     ("MODEL.SST.DECODER.BLOCKS", _list_of(_whole(1), 3), "three whole numbers from 1 on: strides 16, 8, 4"),
     ("MODEL.SST.DECODER.HEADS", *_POSITIVE),
     ("MODEL.SST.DECODER.WINDOW", *_POSITIVE),
-    ("MODEL.SST.DECODER.MLP_RATIO", lambda v: _number(v) and v > 0, "a positive number"),
+    ("MODEL.SST.DECODER.MLP_RATIO", *_ABOVE_ZERO),
     ("MODEL.SST.DECODER.NORM", *_one_of("GN", "BN", "SyncBN", "")),
     ("MODEL.SST.DECODER.SEMANTIC_FPN.CONVS_DIM", *_CHANNELS),
     (
@@ -68,6 +69,21 @@ _RULES = (
     ("MODEL.SST.DECODER.DEEPLAB.ASPP_DILATIONS", _list_of(_whole(1), 3), "three whole numbers from 1 on"),
     ("MODEL.SST.DECODER.DEEPLAB.ASPP_DROPOUT", *_PROBABILITY),
     ("MODEL.SST.LOSS_WEIGHTS.SEG", *_NOT_NEGATIVE),
+    ("MODEL.SST.LOSS_WEIGHTS.AUX", *_NOT_NEGATIVE),
+    ("MODEL.SST.LOSS_WEIGHTS.SCR", *_NOT_NEGATIVE),
+    ("MODEL.SST.AUXILIARY.REGIONS", *_one_of("ground_truth", "prediction")),
+    ("MODEL.SST.AUXILIARY.STRATEGY", *_one_of("full", "progressive", "pairs", "none")),
+    ("MODEL.SST.AUXILIARY.ORDER", *_TEXTS),
+    ("MODEL.SST.AUXILIARY.PAIRS", _list_of(_list_of(_text, 2)), "a list of pairs of label domains"),
+    ("MODEL.SST.AUXILIARY.DATASET_LEVEL", *_NOT_NEGATIVE),
+    ("MODEL.SST.AUXILIARY.IMAGE_LEVEL", *_NOT_NEGATIVE),
+    ("MODEL.SST.AUXILIARY.EMBEDDING_STD", *_ABOVE_ZERO),
+    ("MODEL.SST.AUXILIARY.PRESET", *_one_of("paper", "stable")),
+    ("MODEL.SST.AUXILIARY.STOP_GRADIENT", *_one_of("", "none", "target")),
+    ("MODEL.SST.AUXILIARY.NORMALIZE", *_one_of("", "classes", "present")),
+    ("MODEL.SST.AUXILIARY.REDUCE", *_one_of("", "sum", "mean")),
+    ("MODEL.SST.AUXILIARY.RAMP", _whole(-1), "a whole number from 0 on; -1: the preset's"),
+    ("MODEL.SST.SOURCE.DOMAINS", *_TEXTS),
     ("INPUT.FORMAT", *_one_of("RGB", "BGR")),
     ("INPUT.RANDOM_FLIP", *_one_of("horizontal", "none")),
     (
@@ -81,6 +97,7 @@ _RULES = (
     ("DATASETS.TRAIN", *_TEXTS),
     ("DATASETS.TEST", *_TEXTS),
     ("DATASETS.SST.CARDS", *_TEXTS),
+    ("DATASETS.SST.TRAIN_FRACTION", lambda v: _number(v) and 0 < v <= 1, "a number above 0, to 1"),
     ("DATALOADER.NUM_WORKERS", _whole(0), "a whole number from 0 on"),
     ("DATALOADER.SST.SAMPLER", *_one_of("balanced", "weighted", "proportional")),
     ("DATALOADER.SST.WEIGHTS", _list_of(lambda v: _number(v) and v > 0), "a list of positive numbers"),
@@ -89,11 +106,11 @@ _RULES = (
     ("SOLVER.CHECKPOINT_PERIOD", *_POSITIVE),
     ("SOLVER.BASE_LR", *_NOT_NEGATIVE),
     ("SOLVER.WEIGHT_DECAY", *_NOT_NEGATIVE),
-    ("SOLVER.GAMMA", lambda v: _number(v) and v > 0, "a positive number"),
+    ("SOLVER.GAMMA", *_ABOVE_ZERO),
     ("SOLVER.STEPS", lambda v: _list_of(_whole(1))(v) and list(v) == sorted(set(v)), "iterations, one after the other"),
     ("SOLVER.LR_SCHEDULER_NAME", *_one_of("WarmupMultiStepLR", "WarmupCosineLR")),
     ("SOLVER.WARMUP_METHOD", *_one_of("linear", "constant")),
-    ("SOLVER.CLIP_GRADIENTS.CLIP_VALUE", lambda v: _number(v) and v > 0, "a positive number"),
+    ("SOLVER.CLIP_GRADIENTS.CLIP_VALUE", *_ABOVE_ZERO),
     ("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", *_one_of("full_model", "norm", "value")),
     ("SOLVER.SST.MAX_EPOCHS", _whole(0), "a whole number from 0 on; 0: SOLVER.MAX_ITER counts"),
     ("SOLVER.SST.EPOCH_STEPS", _list_of(_whole(1)), "a list of epochs"),
@@ -127,12 +144,28 @@ def check_values(cfg: CN, below: str = "") -> None:
         value = reduce(lambda node, name: node[name], key.split("."), cfg)
         if not good(value):
             wrong.append(f"{key}: {value!r}; allowed: {allowed}")
-    decoder, encoder = cfg.MODEL.SST.DECODER, cfg.MODEL.SST.PIXEL_DECODER
     if not wrong:
-        wrong = [
-            f"MODEL.SST.{name}.HEADS: {heads!r}; allowed: divisors of MODEL.SST.DECODER.DIM ({decoder.DIM})"
-            for name, heads in (("DECODER", decoder.HEADS), ("PIXEL_DECODER", encoder.HEADS))
-            if decoder.DIM % heads
-        ]
+        wrong = [f"{key}: {problem}" for key, problem in _disagreements(cfg) if key.startswith(below)]
     if wrong:
         raise SSTConfigError("\n  ".join(wrong))
+
+
+def _disagreements(cfg: CN) -> Iterator[tuple[str, str]]:
+    """Values that are good alone and do not go together: a key, and what is wrong with it."""
+    decoder, auxiliary, fraction = cfg.MODEL.SST.DECODER, cfg.MODEL.SST.AUXILIARY, cfg.DATASETS.SST.TRAIN_FRACTION
+    for name, heads in (("DECODER", decoder.HEADS), ("PIXEL_DECODER", cfg.MODEL.SST.PIXEL_DECODER.HEADS)):
+        if decoder.DIM % heads:
+            yield f"MODEL.SST.{name}.HEADS", f"{heads!r}; allowed: divisors of MODEL.SST.DECODER.DIM ({decoder.DIM})"
+    for name, reader in (("ORDER", "progressive"), ("PAIRS", "pairs")):
+        if auxiliary.ENABLED and auxiliary[name] and reader != auxiliary.STRATEGY:
+            yield (
+                f"MODEL.SST.AUXILIARY.{name}",
+                f"{list(auxiliary[name])!r} is read with STRATEGY {reader} only, and STRATEGY is "
+                f"{auxiliary.STRATEGY!r}; set MODEL.SST.AUXILIARY.STRATEGY {reader}, or leave {name} empty",
+            )
+    if fraction < 1 and cfg.SEED < 0:
+        yield (
+            "SEED",
+            f"{cfg.SEED!r} is drawn anew in every run, and DATASETS.SST.TRAIN_FRACTION {fraction} chooses images by "
+            "it: no run could go on with its own; allowed: 0 or more",
+        )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,13 +17,18 @@ from torch.nn.parallel import DistributedDataParallel
 from sst_d2.data.loader import SSTTrainLoader
 from sst_d2.errors import SSTConfigError, SSTNumericError
 
+# Enough for the shares of any sampler to show.
+_BATCHES_LOOKED_AT = 1000
+_NEARLY_ALWAYS = 0.95
+
 
 class TrainStep(SimpleTrainer):
     """Losses, a check that they are finite, gradients, clipping over the whole model, update.
 
     With ``accumulate`` above 1 the batch goes through the network in so many parts, one after the other, and their
-    gradients add up: as much memory as a part needs. The segmentation losses are those of the whole batch, since the
-    labelled pixels of all parts are counted first; batch norm sees each part by itself.
+    gradients add up: as much memory as a part needs. The losses are those of the whole batch, since the labelled pixels
+    of all parts are counted first; but pairs of images form inside a part, so there are fewer, each of which weighs as
+    much as any other. Batch norm sees each part by itself.
 
     Args:
         model, data_loader, optimizer: as Detectron2's ``SimpleTrainer``.
@@ -46,7 +53,7 @@ class TrainStep(SimpleTrainer):
     ) -> None:
         super().__init__(model, data_loader, optimizer)
         self._network = model.module if isinstance(model, DistributedDataParallel) else model
-        if accumulate > 1 and not hasattr(self._network, "count_labelled_pixels"):
+        if accumulate > 1 and not hasattr(self._network, "totals_of"):
             raise SSTConfigError(
                 f"SOLVER.SST.ACCUMULATE: {accumulate} parts need a model that counts labelled pixels, as SST does; "
                 f"{type(self._network).__name__} does not: set it to 1"
@@ -56,6 +63,8 @@ class TrainStep(SimpleTrainer):
         self._accumulate = accumulate
         # Only float16 has so small a range that gradients need scaling; switched off, the scaler does nothing.
         self._scaler = torch.amp.GradScaler("cuda", enabled=amp_type == torch.float16)
+        if isinstance(data_loader, SSTTrainLoader) and comm.is_main_process():
+            _warn_of_pairs_that_seldom_meet(self._network, data_loader, accumulate)
 
     def run_step(self) -> None:
         """Train on one batch."""
@@ -78,13 +87,13 @@ class TrainStep(SimpleTrainer):
             raise SSTConfigError(
                 f"SOLVER.SST.ACCUMULATE: {parts} parts of {len(batch)} images per process; give at most as many"
             )
+        split = _split(batch, parts)
         # A whole batch is counted by the model itself, so that any meta-architecture can be trained.
-        counts = {"labelled_pixels": self._network.count_labelled_pixels(batch)} if parts > 1 else {}
+        counts = {"totals": self._network.totals_of(split)} if parts > 1 else {}
         total: dict[str, torch.Tensor] = {}
-        for part in range(parts):
-            images = batch[len(batch) * part // parts : len(batch) * (part + 1) // parts]
+        for number, images in enumerate(split):
             # Processes exchange gradients once, behind the last part.
-            alone = self._network is self.model or part == parts - 1
+            alone = self._network is self.model or number == parts - 1
             with contextlib.nullcontext() if alone else self.model.no_sync():
                 with torch.autocast("cuda", dtype=self._amp_type, enabled=self._amp_type is not None):
                     losses = self.model(images, **counts)
@@ -128,3 +137,37 @@ class TrainStep(SimpleTrainer):
                 f"iteration {self.iter}: the gradients are not finite, though every loss is. The weights were not "
                 "changed by this iteration. Go on from the last checkpoint with a lower SOLVER.BASE_LR"
             )
+
+
+def _split(batch: Sequence[Any], parts: int) -> list[Sequence[Any]]:
+    """The parts of a batch, as even as they can be."""
+    return [batch[len(batch) * part // parts : len(batch) * (part + 1) // parts] for part in range(parts)]
+
+
+def _warn_of_pairs_that_seldom_meet(network: torch.nn.Module, loader: SSTTrainLoader, parts: int) -> None:
+    """Say which label domains MST does not compare in every step: images are few, or the sampler seldom takes them.
+
+    Pairs of images form within a process, and within a part of its batch.
+    """
+    auxiliary = getattr(network, "auxiliary", None)
+    if not getattr(auxiliary, "image_level", False) or not auxiliary.pairs:
+        return
+    together = len(_split(loader.domains_of_batch(0)[0], parts)[0])
+    meetings = torch.zeros(len(auxiliary.pairs))
+    for iteration in range(_BATCHES_LOOKED_AT):
+        groups = [group for share in loader.domains_of_batch(iteration) for group in _split(share, parts)]
+        counts = torch.tensor([auxiliary.count_image_pairs(names) for names in groups])
+        meetings += (counts > 0).any(dim=0)
+    shares = (meetings / _BATCHES_LOOKED_AT).tolist()
+    seldom = [
+        f"{'-'.join(pair)} {f'in {share:.0%} of the steps' if share else 'never'}"
+        for pair, share in zip(auxiliary.pairs, shares, strict=True)
+        if share < _NEARLY_ALWAYS
+    ]
+    if seldom:
+        logging.getLogger(__name__).warning(
+            "%d images of %d label domains go through the network together, and pairs of images form among these only. "
+            "They meet: %s. For more take a larger SOLVER.IMS_PER_BATCH, fewer processes, fewer parts "
+            "(SOLVER.SST.ACCUMULATE), or DATALOADER.SST.SAMPLER balanced",
+            *(together, len(network.domains), ", ".join(seldom)),
+        )

@@ -1,11 +1,14 @@
 """Every value that nothing can be built from is refused by key."""
 
 import pytest
-from conftest import tiny_cfg
+from conftest import ROOT, tiny_cfg
 from detectron2.modeling import build_model
 
+from sst_d2.config import inference_config
 from sst_d2.config_checks import check_values
 from sst_d2.errors import SSTConfigError
+
+FASHIONISTA = str(ROOT / "tests" / "label_domains" / "fashionista7.yaml")
 
 
 @pytest.mark.parametrize(
@@ -57,6 +60,25 @@ from sst_d2.errors import SSTConfigError
         ("MODEL.SST.PIXEL_DECODER.FFN_DIM", 0),
         ("MODEL.SST.DECODER.MLP_RATIO", 0),
         ("MODEL.SST.LOSS_WEIGHTS.SEG", -1),
+        ("MODEL.SST.LOSS_WEIGHTS.AUX", -1),
+        ("MODEL.SST.LOSS_WEIGHTS.SCR", -1),
+        ("MODEL.SST.AUXILIARY.REGIONS", "guess"),
+        ("MODEL.SST.AUXILIARY.STRATEGY", "fullest"),
+        ("MODEL.SST.AUXILIARY.ORDER", [3]),
+        ("MODEL.SST.AUXILIARY.PAIRS", [["atr"]]),
+        ("MODEL.SST.AUXILIARY.PAIRS", ["atr", "cihp"]),
+        ("MODEL.SST.AUXILIARY.DATASET_LEVEL", -1.0),
+        ("MODEL.SST.AUXILIARY.IMAGE_LEVEL", "high"),
+        ("MODEL.SST.AUXILIARY.EMBEDDING_STD", -0.02),
+        ("MODEL.SST.AUXILIARY.EMBEDDING_STD", 0.0),
+        ("MODEL.SST.AUXILIARY.PRESET", "safe"),
+        ("MODEL.SST.AUXILIARY.STOP_GRADIENT", "source"),
+        ("MODEL.SST.AUXILIARY.NORMALIZE", "all"),
+        ("MODEL.SST.AUXILIARY.REDUCE", "max"),
+        ("MODEL.SST.AUXILIARY.RAMP", -2),
+        ("MODEL.SST.SOURCE.DOMAINS", [3]),
+        ("DATASETS.SST.TRAIN_FRACTION", 0),
+        ("DATASETS.SST.TRAIN_FRACTION", 1.5),
         ("DATASETS.TEST", (3,)),
         ("SOLVER.MAX_ITER", 0),
         ("SOLVER.CHECKPOINT_PERIOD", 0),
@@ -85,3 +107,53 @@ def test_several_wrong_values_are_said_at_once_and_to_a_users_own_script_too():
     with pytest.raises(SSTConfigError, match=r"(?s)LAYERS: 0.*WINDOW: 0") as error:
         build_model(cfg)
     assert "SOLVER" not in str(error.value)  # the solver of a user's own script is the user's
+
+
+KEY = "MODEL.SST.AUXILIARY."
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        ([KEY + "ORDER", ["atr", "cihp"]], "ORDER: .*'atr', 'cihp'.* is read with STRATEGY progressive only.* 'full'"),
+        ([KEY + "PAIRS", [["atr", "cihp"]]], "PAIRS: .* is read with STRATEGY pairs only, and STRATEGY is 'full'"),
+        ([KEY + "PAIRS", [["atr", "cihp"]], KEY + "STRATEGY", "progressive"], "PAIRS: .* STRATEGY is 'progressive'"),
+        (["DATASETS.SST.TRAIN_FRACTION", 0.5, "SEED", -1], "SEED: -1 is drawn anew .*TRAIN_FRACTION 0.5"),
+    ],
+)
+def test_values_that_do_not_go_together_are_refused(pairs, message):
+    cfg = tiny_cfg()
+    cfg.merge_from_list(pairs)
+    with pytest.raises(SSTConfigError, match=message):
+        check_values(cfg)
+
+
+@pytest.mark.parametrize(
+    "pairs",
+    [
+        [KEY + "ORDER", ["atr", "cihp"], KEY + "STRATEGY", "progressive"],
+        [KEY + "PAIRS", [["atr", "cihp"]], KEY + "STRATEGY", "pairs"],
+        [KEY + "PAIRS", [["atr", "cihp"]], KEY + "ENABLED", False],  # nothing of the node is read
+        ["DATASETS.SST.TRAIN_FRACTION", 1.0, "SEED", -1],
+    ],
+)
+def test_values_that_go_together_pass(pairs):
+    cfg = tiny_cfg()
+    cfg.merge_from_list(pairs)
+    check_values(cfg)
+
+
+@pytest.mark.parametrize("domains", [["atr", FASHIONISTA], ["atr", "cihp"]], ids=["read", "not read"])
+def test_word_vectors_that_are_nowhere_are_refused(domains):
+    cfg = tiny_cfg(domains, MODEL__SST__AUXILIARY__WORD_VECTORS="nowhere.txt")
+    with pytest.raises(SSTConfigError, match=r"WORD_VECTORS: there is no file nowhere\.txt"):
+        build_model(cfg)
+    assert build_model(inference_config(cfg)).auxiliary is None
+
+
+def test_one_label_domain_alone_is_told_what_to_do():
+    with pytest.raises(SSTConfigError, match="'full' bridges label domains, and there is only atr; .*set it to none"):
+        build_model(tiny_cfg(["atr"]))
+    assert build_model(tiny_cfg(["atr"], MODEL__SST__AUXILIARY__STRATEGY="none")).auxiliary is not None
+    assert build_model(tiny_cfg(["atr"], MODEL__SST__AUXILIARY__ENABLED=False)).auxiliary is None
+    assert build_model(inference_config(tiny_cfg(["atr"]))).auxiliary is None

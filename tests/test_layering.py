@@ -30,10 +30,15 @@ ALLOWED = {
     "inference": {*BASE, "label_domains"},
     "optimizer": BASE,
     "hooks": BASE,
+    "branch_log": {*BASE, "evaluation"},
     "launch": BASE,
 }
+# A file that may import more than its room: a source is built from what its checkpoint says.
+MORE = {"modeling/auxiliary/source.py": {"config", "checkpoint_io"}}
+ALLOWED["run_setup"] = {*BASE, "config", "data", "label_domains", "launch"}
 ALLOWED["engine"] = {*ALLOWED, "engine"} - {"modeling"}
-# Functions that may take the configuration, beside `from_config` and what lies in config.py, engine.py, optimizer.py.
+CONFIGURATION = ("config", "config_checks", "engine", "optimizer", "run_setup")
+# Functions that may take the configuration, beside `from_config` and what lies in the rooms of `CONFIGURATION`.
 READERS = {
     "build_sst_decoder",
     "build_sst_resnet18_backbone",
@@ -62,11 +67,49 @@ def test_imports_run_one_way(path):
     room = room_of(path)
     if room == "__init__":
         return
+    allowed = {room, *ALLOWED[room], *MORE.get(path.relative_to(PACKAGE).as_posix(), ())}
     for module in imports_of(path):
         target = ([*module.split("."), ""])[1]
-        assert target == room or target in ALLOWED[room], f"{path.name} imports {module}"
+        assert target in allowed, f"{path.name} imports {module}"
         if not path.name.startswith("__init__"):
             assert module != "sst_d2.modeling.meta_arch", "only the package's __init__ imports meta_arch"
+
+
+def importers_of(module):
+    """Files and functions of the project that import a module or what lies in it; of its own files none."""
+    own = PACKAGE / module.removeprefix("sst_d2.").replace(".", "/")
+    commands = [
+        ROOT / "train_net.py",
+        *(p for name in ("tools", "datasets", "benchmarks") for p in ROOT.glob(f"{name}/**/*.py")),
+    ]
+    for path in [*PACKAGE.rglob("*.py"), *commands]:
+        if own in path.parents or own.name not in path.read_text():
+            continue
+        tree = ast.parse(path.read_text())
+        inside = {id(node): f.name for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for node in ast.walk(f)}
+        for node in ast.walk(tree):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom):
+                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            if any(f"{name}.".startswith(f"{module}.") for name in names):
+                yield path.relative_to(ROOT).as_posix(), inside.get(id(node))
+
+
+def test_what_serves_training_only_is_imported_in_one_place():
+    places = set(importers_of("sst_d2.modeling.auxiliary"))
+    assert places == {("sst_d2/modeling/meta_arch.py", "from_config")}
+
+
+def test_a_process_that_predicts_never_loads_what_serves_training():
+    code = (
+        "import sys; sys.path.insert(0, 'tests'); from conftest import tiny_cfg; "
+        "from detectron2.modeling import build_model; import sst_d2, sst_d2.engine, sst_d2.inference\n"
+        "def loaded(): return [name for name in sys.modules if name.startswith('sst_d2.modeling.auxiliary')]\n"
+        "cfg = tiny_cfg(['atr', 'cihp']); build_model(sst_d2.inference_config(cfg)); assert not loaded(), loaded()\n"
+        "build_model(cfg); assert loaded(); print('fine')"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.stdout.strip().endswith("fine"), result.stderr
 
 
 def test_detectron2s_projects_are_imported_where_they_are_needed_only():
@@ -95,7 +138,7 @@ def test_label_domains_need_the_standard_library_yaml_and_numpy_only():
 
 def test_only_config_readers_take_cfg():
     for path in PACKAGE.rglob("*.py"):
-        if room_of(path) in ("config", "config_checks", "engine", "optimizer"):
+        if room_of(path) in CONFIGURATION:
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef) and "cfg" in [argument.arg for argument in node.args.args]:

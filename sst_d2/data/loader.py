@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import difflib
 import logging
+import math
+import zlib
 from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -36,6 +40,7 @@ class SSTTrainLoader:
         seed: origin of the order in which other images take the place of skipped ones.
 
     Attributes:
+        samples: the dataset dicts.
         start_iteration: where the next iterator starts; set it before the first batch to go on with a run.
 
     Raises:
@@ -59,6 +64,7 @@ class SSTTrainLoader:
                 f"SOLVER.IMS_PER_BATCH: {total_batch_size} images in all for {comm.get_world_size()} processes; "
                 "a positive multiple of the number of processes is expected"
             )
+        self.samples = list(samples)
         self._dataset = SkippingDataset(samples, mapper, max_bad_samples, seed)
         self._sampler = sampler
         self._total_batch_size = total_batch_size
@@ -82,6 +88,13 @@ class SSTTrainLoader:
         )
         for draws in loader:
             yield [self._good_sample(draw) for draw in draws]
+
+    def domains_of_batch(self, iteration: int) -> list[list[str]]:
+        """The label domains of the images of a batch, for each process."""
+        first, share = iteration * self._total_batch_size, self._total_batch_size // comm.get_world_size()
+        indices = [self._sampler.index_at(first + place) for place in range(self._total_batch_size)]
+        names = [self.samples[index]["label_domain"] for index in indices]
+        return [names[start : start + share] for start in range(0, len(names), share)]
 
     def _good_sample(self, draw: Draw) -> dict[str, Any]:
         """What is drawn; every bad file is logged once, and the one that is too many stops the run."""
@@ -117,6 +130,8 @@ def build_sst_train_loader(
 ) -> SSTTrainLoader:
     """Build the training loader, from ``cfg`` (and optionally ``mapper``, ``samples``) or from plain arguments.
 
+    ``DATASETS.SST.TRAIN_FRACTION`` concerns the data sets of ``cfg``; given ``samples`` are taken as they are.
+
     Args:
         samples: dataset dicts of all training sets, each with ``label_domain``.
         mapper: see `SSTTrainLoader`.
@@ -139,8 +154,17 @@ def build_sst_train_loader(
     return SSTTrainLoader(samples, mapper, order, total_batch_size, num_workers, max_bad_samples, seed)
 
 
-def load_datasets(names: Sequence[str], domains: Sequence[str]) -> list[dict[str, Any]]:
+def load_datasets(
+    names: Sequence[str], domains: Sequence[str], fraction: float = 1.0, seed: int = 0
+) -> list[dict[str, Any]]:
     """The dataset dicts of several registered data sets, one after the other.
+
+    Args:
+        names: of the data sets.
+        domains: names of the label domains that they may have.
+        fraction: share of each data set, in (0, 1]; `fraction_size` images, in their own order. The images of a smaller
+            share are among those of a larger one.
+        seed: origin of the choice; with the data set's name it decides alone.
 
     Raises:
         SSTConfigError: a name is not registered, or a data set's label domain is none of ``domains``.
@@ -149,9 +173,18 @@ def load_datasets(names: Sequence[str], domains: Sequence[str]) -> list[dict[str
     samples = []
     for name in names:
         domain = dataset_domain(name, domains)
-        for sample in DatasetCatalog.get(name):
-            samples.append({"label_domain": domain, **sample})
+        whole = DatasetCatalog.get(name)
+        chosen = np.arange(len(whole))
+        if fraction < 1:
+            generator = np.random.default_rng([seed, zlib.crc32(name.encode())])
+            chosen = np.sort(generator.permutation(chosen)[: fraction_size(len(whole), fraction)])
+        samples += [{"label_domain": domain, **whole[index]} for index in chosen]
     return samples
+
+
+def fraction_size(size: int, fraction: float) -> int:
+    """⌈fraction · size⌉ of the decimal number as it is written: 0.07 of 100 are 7, where floats would give 8."""
+    return math.ceil(Fraction(str(fraction)) * size)
 
 
 def dataset_domain(name: str, domains: Sequence[str]) -> str:
@@ -206,7 +239,7 @@ def _loader_from_config(
         )
     seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
     if samples is None:
-        samples = load_datasets(cfg.DATASETS.TRAIN, domains)
+        samples = load_datasets(cfg.DATASETS.TRAIN, domains, cfg.DATASETS.SST.TRAIN_FRACTION, seed)
     if mapper is None:
         mapper = SSTDatasetMapper(cfg, is_train=True)
         mapper.seed = seed

@@ -16,7 +16,8 @@ from sst_d2.errors import SSTConfigError
 from sst_d2.label_domains import LabelDomain, get_label_domain
 from sst_d2.modeling.decoder import build_sst_decoder
 from sst_d2.modeling.heads import SSTHeads
-from sst_d2.modeling.losses import IGNORE, SSTLosses, upsample
+from sst_d2.modeling.losses import IGNORE, BatchTotals, SSTLosses, upsample
+from sst_d2.modeling.presets import preset_value
 
 # The coarsest map has stride 32; sides are padded to whole pixels of it.
 _STRIDE = 32
@@ -36,7 +37,7 @@ class SST(nn.Module):
         pixel_mean, pixel_std: per channel, in the order of the input's channels, in 0..255.
         default_domain: domain of inputs that name none; None: the first.
         auxiliary: training-only module, called with ``images`` (B, 3, H, W), ``features`` (the decoder's dict),
-            ``labels`` (B, H, W) and ``domains`` (B names); the scalars of the dict that it returns join the losses.
+            ``labels`` (B, H, W), ``domains`` (B names) and ``logits`` (by domain); returns `AuxiliaryTerms`.
 
     Raises:
         SSTConfigError: ``default_domain`` is none of ``domains``.
@@ -83,12 +84,20 @@ class SST(nn.Module):
         domains = [get_label_domain(reference) for reference in cfg.MODEL.SST.DOMAINS]
         backbone = build_backbone(cfg)
         decoder = build_sst_decoder(cfg, backbone.output_shape())
+        heads = SSTHeads(decoder.out_channels, domains)
+        auxiliary = None
+        if cfg.MODEL.SST.AUXILIARY.ENABLED:
+            # Here and nowhere else: a process that only predicts never loads what serves training.
+            from sst_d2.modeling.auxiliary import AuxiliaryBranch
+
+            auxiliary = AuxiliaryBranch(cfg, domains, decoder.out_channels)
         return {
             "backbone": backbone,
             "decoder": decoder,
-            "heads": SSTHeads(decoder.out_channels, domains),
+            "heads": heads,
             "domains": domains,
-            "losses": SSTLosses(seg_weight=cfg.MODEL.SST.LOSS_WEIGHTS.SEG),
+            "losses": _losses_from_config(cfg.MODEL.SST),
+            "auxiliary": auxiliary,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "default_domain": cfg.MODEL.SST.DEFAULT_DOMAIN or None,
@@ -100,7 +109,7 @@ class SST(nn.Module):
         return self.pixel_mean.device
 
     def forward(
-        self, batched_inputs: list[dict[str, Any]], labelled_pixels: torch.Tensor | None = None
+        self, batched_inputs: list[dict[str, Any]], totals: BatchTotals | None = None
     ) -> dict[str, torch.Tensor] | list[dict[str, Any]]:
         """Train or predict.
 
@@ -110,12 +119,12 @@ class SST(nn.Module):
                 ``label_domain``: name of the image's domain; in training needed, else optional, and may be "all".
                 ``sem_seg``: (H, W) int64, ids in [0, K) or the domain's ignore label; in training.
                 ``height``, ``width``: size of the result; optional, the image's own by default; in prediction.
-            labelled_pixels: in training on a batch that comes in parts: `count_labelled_pixels` of the whole batch, so
-                that the parts' losses and gradients add up to the whole one's; None: this is the whole batch.
+            totals: in training on a batch that comes in parts: `totals_of` all parts, so that the parts' losses and
+                gradients add up to the whole one's; None: this is the whole batch.
 
         Returns:
-            In training a dict of scalars, the same keys on every step and process: ``loss_seg/<domain>`` and what
-            ``auxiliary`` gives. Else one dict per image:
+            In training a dict of scalars, the same keys on every step and process: ``loss_seg/<domain>``, and with
+            ``auxiliary`` those of `SSTLosses.auxiliary`. Else one dict per image:
                 ``sem_seg``: (K, height, width) float logits of the image's domain, of "all" of the default domain.
                 ``sem_seg_by_domain``: with "all", by domain name (K, height, width).
 
@@ -126,17 +135,20 @@ class SST(nn.Module):
         names = [self._domain_of(sample) for sample in batched_inputs]
         features = self.decoder(self.backbone(images.tensor))
         if self.training:
-            return self._losses(batched_inputs, images, features, names, labelled_pixels)
+            return self._losses(batched_inputs, images, features, names, totals)
         return self._predictions(batched_inputs, images, features, names)
 
-    def count_labelled_pixels(self, batched_inputs: list[dict[str, Any]]) -> torch.Tensor:
-        """(domains,) int64 on the CPU: pixels of each domain, in the order of ``domains``, that are not ignored."""
-        counts = dict.fromkeys(self.domains, 0)
-        for sample in batched_inputs:
-            name = self._domain_of(sample)
-            labels = sample["sem_seg"]
-            counts[name] += int(((labels != self.domains[name].ignore_label) & (labels != IGNORE)).sum())
-        return torch.tensor(list(counts.values()))
+    def totals_of(self, parts: Sequence[list[dict[str, Any]]]) -> BatchTotals:
+        """Count what a batch holds that comes in ``parts``, lists of training inputs."""
+        pixels = dict.fromkeys(self.domains, 0)
+        pairs = []
+        for part in parts:
+            names = [self._domain_of(sample) for sample in part]
+            for name, sample in zip(names, part, strict=True):
+                labels = sample["sem_seg"]
+                pixels[name] += int(((labels != self.domains[name].ignore_label) & (labels != IGNORE)).sum())
+            pairs.append([] if self.auxiliary is None else self.auxiliary.count_image_pairs(names))
+        return BatchTotals(torch.tensor(list(pixels.values())), torch.tensor(pairs).sum(dim=0), len(parts))
 
     def _normalised_images(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         images = [(sample["image"].to(self.device) - self.pixel_mean) / self.pixel_std for sample in batched_inputs]
@@ -157,19 +169,18 @@ class SST(nn.Module):
         images: ImageList,
         features: dict[int, torch.Tensor],
         names: list[str],
-        labelled_pixels: torch.Tensor | None,
+        totals: BatchTotals | None,
     ) -> dict[str, torch.Tensor]:
         labels = self._padded_labels(batched_inputs, names, tuple(images.tensor.shape[-2:]))
         rows = {domain: [row for row, name in enumerate(names) if name == domain] for domain in self.domains}
         # A domain that the batch lacks goes through its head as a batch of none: a zero that keeps the head's
         # parameters in the graph, which distributed training needs.
-        losses = self.losses.segmentation(
-            {domain: self.heads(features[4][index], domain) for domain, index in rows.items()},
-            {domain: labels[index] for domain, index in rows.items()},
-            labelled_pixels,
-        )
+        logits = {domain: self.heads(features[4][index], domain) for domain, index in rows.items()}
+        by_domain = {domain: labels[index] for domain, index in rows.items()}
+        losses = self.losses.segmentation(logits, by_domain, totals)
         if self.auxiliary is not None:
-            losses.update(self.auxiliary(images=images.tensor, features=features, labels=labels, domains=names))
+            terms = self.auxiliary(images=images.tensor, features=features, labels=labels, domains=names, logits=logits)
+            losses.update(self.losses.auxiliary(terms, by_domain, totals))
         return losses
 
     def _padded_labels(
@@ -206,3 +217,18 @@ class SST(nn.Module):
             else:
                 results.append({"sem_seg": by_domain[name]})
         return results
+
+
+def _losses_from_config(node: CfgNode) -> SSTLosses:
+    """``MODEL.SST.LOSS_WEIGHTS``, and what ``MODEL.SST.AUXILIARY`` says of them."""
+    weights, auxiliary = node.LOSS_WEIGHTS, node.AUXILIARY
+    return SSTLosses(
+        weights.SEG,
+        weights.AUX,
+        weights.SCR,
+        dataset_share=auxiliary.DATASET_LEVEL,
+        image_share=auxiliary.IMAGE_LEVEL,
+        present_only=preset_value(auxiliary, "NORMALIZE") == "present",
+        mean=preset_value(auxiliary, "REDUCE") == "mean",
+        ramp=preset_value(auxiliary, "RAMP"),
+    )

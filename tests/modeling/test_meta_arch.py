@@ -1,4 +1,4 @@
-"""`SST`: the contract of its inputs and outputs in both modes."""
+"""`SST`: the contract of its inputs and outputs in both modes; with the branch in test_branch_in_model.py."""
 
 import pytest
 import torch
@@ -7,11 +7,12 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from sst_d2 import SST
+from sst_d2.config import inference_config
 from sst_d2.errors import LabelDomainError, SSTConfigError
 from sst_d2.label_domains import get_label_domain
 from sst_d2.modeling import SSTHeads, SSTLosses
 from sst_d2.modeling.backbone import build_sst_resnet18_backbone
-from sst_d2.modeling.losses import IGNORE
+from sst_d2.modeling.losses import IGNORE, AuxiliaryTerms
 
 CLASSES = {"pascal_person_part": 7, "atr": 18, "cihp": 20}
 
@@ -19,7 +20,12 @@ CLASSES = {"pascal_person_part": 7, "atr": 18, "cihp": 20}
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    return build_model(tiny_cfg())
+    return plain_network()
+
+
+def plain_network(**overrides):
+    """Without the training-only branch."""
+    return build_model(inference_config(tiny_cfg(**overrides)))
 
 
 def batch(domains, size=(32, 32), seed=0):
@@ -128,7 +134,7 @@ def test_unknown_domains_are_refused_in_both_modes(model):
 
 
 def test_plain_arguments_build_the_same_network_as_a_configuration():
-    cfg = tiny_cfg()
+    cfg = inference_config(tiny_cfg())
     configured = build_model(cfg)
     domains = [get_label_domain(name) for name in DOMAINS]
     decoder = configured.decoder
@@ -153,13 +159,21 @@ def test_plain_arguments_build_the_same_network_as_a_configuration():
 
 def test_an_auxiliary_module_joins_the_losses_in_training_only():
     class Auxiliary(nn.Module):
-        def forward(self, *, images, features, labels, domains):
+        def forward(self, *, images, features, labels, domains, logits):
             assert images.shape == (2, 3, 32, 32) and labels.shape == (2, 32, 32) and domains == ["atr", "cihp"]
-            return {"loss_extra": features[16].mean()}
+            assert {stride: tuple(maps.shape) for stride, maps in features.items()} == {
+                stride: (2, 32, 32 // stride, 32 // stride) for stride in (16, 8, 4)
+            }
+            assert {name: len(maps) for name, maps in logits.items()} == {"pascal_person_part": 0, "atr": 1, "cihp": 1}
+            rows = features[16].mean()[None]
+            return AuxiliaryTerms(logits, {("atr", "cihp"): (rows, rows)}, {}, {})
 
-    model = build_model(tiny_cfg())
+    model = plain_network()
     model.auxiliary = Auxiliary()
-    assert list(model.train()(batch(["atr", "cihp"])))[-1] == "loss_extra"
+    losses = model.train()(batch(["atr", "cihp"]))
+    names = [f"{kind}/{domain}" for kind in ("loss_seg", "loss_aux") for domain in DOMAINS]
+    assert list(losses) == [*names, "loss_scr_dataset/atr-cihp"]
+    assert losses["loss_aux/atr"].item() == pytest.approx(losses["loss_seg/atr"].item() / 10, rel=1e-6)
     model.auxiliary.forward = None
     with torch.no_grad():
         assert "sem_seg" in model.eval()(batch(["atr", "cihp"]))[0]
@@ -170,6 +184,15 @@ def test_domains_are_needed_and_must_exist():
         build_model(tiny_cfg(domains=[]))
     with pytest.raises(LabelDomainError, match="unknown label domain 'mars'"):
         build_model(tiny_cfg(domains=["mars"]))
+    with pytest.raises(SSTConfigError, match="none of them twice"):
+        build_model(tiny_cfg(domains=["atr", "atr"]))
+
+
+def test_names_that_modules_cannot_have_are_refused(tmp_path):
+    path = tmp_path / "train.yaml"
+    path.write_text("name: train\nclasses: [background, hat]\n")
+    with pytest.raises(SSTConfigError, match="'train': the name is an attribute"):
+        build_model(tiny_cfg(domains=["atr", str(path)]))
 
 
 def test_the_small_backbone_has_any_width_and_the_usual_strides():
