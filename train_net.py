@@ -10,17 +10,18 @@ import sys
 
 # Through sst_d2 alone: it says what is missing where Detectron2 or OpenCV cannot be imported.
 from sst_d2.checkpoint import SSTCheckpointer
-from sst_d2.config import load_config
-from sst_d2.engine import SSTTrainer, argument_parser, setup
+from sst_d2.config import inference_config, load_config
+from sst_d2.engine import SSTTrainer
 from sst_d2.errors import SSTError
 from sst_d2.launch import launch, report_user_error
+from sst_d2.run_setup import argument_parser, setup
 
 
 def main(args: argparse.Namespace) -> None:
     """Train or evaluate in one process; `launch` calls it in each."""
     cfg = setup(args)
     if args.eval_only:
-        model = SSTTrainer.build_model(cfg)
+        model = SSTTrainer.build_model(inference_config(cfg))
         SSTCheckpointer(model, save_dir=cfg.OUTPUT_DIR).load_for_evaluation(cfg.MODEL.WEIGHTS, resume=args.resume)
         SSTTrainer.verify(cfg, SSTTrainer.evaluate(cfg, model))
         return

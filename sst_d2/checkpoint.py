@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.error import URLError
 
@@ -16,7 +16,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 from tabulate import tabulate
 
-from sst_d2.checkpoint_io import SST_FORMAT, read_checkpoint, write_checkpoint
+from sst_d2.checkpoint_io import SST_FORMAT, read_checkpoint, strip_auxiliary, write_checkpoint
 from sst_d2.errors import SSTCheckpointError
 
 # Parts that a start from other weights may lack or hold in another shape: they belong to label domains, not to people.
@@ -56,6 +56,7 @@ class SSTCheckpointer(DetectionCheckpointer):
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
         self._config = config
         self._strict = True
+        self._needed: Sequence[str] = ()
 
     def save(self, name: str, tag_last: bool = True, **kwargs: Any) -> None:
         """Write ``<save_dir>/<name>.pth``; an interrupted write leaves the old files as they are.
@@ -83,6 +84,18 @@ class SSTCheckpointer(DetectionCheckpointer):
         write_checkpoint(path, lambda stream: torch.save(data, stream))
         if tag_last:
             self.tag_last_checkpoint(os.path.basename(path))
+
+    def save_for_inference(self, name: str) -> None:
+        """Write ``<save_dir>/<name>.pth``: the last checkpoint without what serves training alone.
+
+        Raises:
+            SSTCheckpointError: as `save`.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        path = os.path.join(self.save_dir, f"{name}.pth")
+        strip_auxiliary(self.get_checkpoint_file(), path)
+        self.logger.info("Saving the network for prediction, without the state of training, to %s", path)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Write into ``<save_dir>/last_checkpoint`` which file a resumed run goes on from.
@@ -148,7 +161,7 @@ class SSTCheckpointer(DetectionCheckpointer):
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         """`load` the last checkpoint of ``save_dir`` if ``resume`` and there is one, else `load_start` ``path``."""
         if resume and self.has_checkpoint():
-            return self.load(self.get_checkpoint_file())
+            return self._load(self.get_checkpoint_file(), None, strict=True, needed=list(self.checkpointables))
         return self.load_start(path)
 
     def read(self, path: str) -> dict[str, Any]:
@@ -162,11 +175,13 @@ class SSTCheckpointer(DetectionCheckpointer):
         except SSTCheckpointError as reason:
             raise SSTCheckpointError(_with_path(path, reason)) from reason
 
-    def _load(self, path: str, checkpointables: list[str] | None, strict: bool) -> dict[str, Any]:
+    def _load(
+        self, path: str, checkpointables: list[str] | None, strict: bool, needed: Sequence[str] = ()
+    ) -> dict[str, Any]:
         if not path:
             self.logger.info("MODEL.WEIGHTS is empty: the network starts from random weights")
             return {}
-        self._strict = strict
+        self._strict, self._needed = strict, needed
         try:
             return super().load(self._local_path(path), checkpointables)
         except SSTCheckpointError as reason:
@@ -197,6 +212,12 @@ class SSTCheckpointer(DetectionCheckpointer):
         return read_checkpoint(filename)
 
     def _load_model(self, checkpoint: dict[str, Any]) -> None:
+        lacking = [name for name in self._needed if name not in checkpoint]
+        if lacking:
+            raise SSTCheckpointError(
+                f"holds no state of training ({', '.join(lacking)}): it was stripped for inference, or is of another "
+                "program. --resume needs a checkpoint that the training itself has written; last_checkpoint names it"
+            )
         weights = _our_names({key: torch.as_tensor(value) for key, value in checkpoint.pop("model").items()})
         own = self.model.state_dict()
         other_classes = self._domains_with_other_classes(checkpoint)
@@ -297,6 +318,6 @@ def _explain(wrong: list[tuple[str, str, str]], matched: int, strict: bool) -> s
     return f"the checkpoint does not fit the network:\n  {shown}\n{remedy}"
 
 
-def _with_path(path: str, error: SSTCheckpointError) -> str:
+def _with_path(path: str, error: Exception) -> str:
     """The sentence of an error, with the file that it is about."""
     return str(error) if str(error).startswith(path) else f"{path}: {error}"

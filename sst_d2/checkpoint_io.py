@@ -1,7 +1,8 @@
-"""Files of weights: written whole or not at all, and read without executing anything that they hold."""
+"""Files of weights: written whole or not at all, read without executing anything that they hold, stripped."""
 
 from __future__ import annotations
 
+import os
 import pickle
 import struct
 from collections.abc import Callable
@@ -20,6 +21,9 @@ from sst_d2.errors import SSTCheckpointError
 from sst_d2.files import write_whole
 
 SST_FORMAT = 1
+# What evaluation and prediction need of a checkpoint, besides no weights of the training-only branch.
+_FOR_INFERENCE = ("model", "label_domains", "config", "sst_format")
+_GO_ON = "Earlier checkpoints are whole: make room, or choose another OUTPUT_DIR, and go on with --resume"
 # What torch and pickle raise for files that are cut off, altered or of another kind.
 _UNREADABLE = (
     *(RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError, ImportError),
@@ -67,8 +71,12 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     return content
 
 
-def write_checkpoint(path: str, write: Callable[[BinaryIO], Any]) -> None:
+def write_checkpoint(path: str, write: Callable[[BinaryIO], Any], remedy: str = _GO_ON) -> None:
     """`write_whole`, with the sentence for those whose disk is full.
+
+    Args:
+        path, write: as `write_whole`.
+        remedy: what to do then.
 
     Raises:
         SSTCheckpointError: it cannot be written; what lay under ``path`` is as it was.
@@ -77,10 +85,52 @@ def write_checkpoint(path: str, write: Callable[[BinaryIO], Any]) -> None:
         write_whole(path, write)
     except (OSError, RuntimeError) as reason:  # torch's writer raises the second when a disk is full
         first_line = (str(reason).strip().splitlines() or [type(reason).__name__])[0]
+        raise SSTCheckpointError(f"{path}: cannot be written ({first_line}). {remedy}") from reason
+
+
+def strip_auxiliary(source: str, target: str) -> dict[str, str]:
+    """Write a checkpoint that holds what evaluation and prediction need: neither branch nor state of training.
+
+    Args:
+        source: a checkpoint of a training.
+        target: the file to write, ``.pth``; a file of that name is replaced.
+
+    Returns:
+        what was removed, and how much of it; empty where there was nothing.
+
+    Raises:
+        SSTCheckpointError: ``source`` cannot be read or is none of ours, or ``target`` cannot be written, is the same
+            file, has another ending or lies in no folder.
+    """
+    if os.path.realpath(source) == os.path.realpath(target):
+        raise SSTCheckpointError(f"{target}: is the checkpoint itself, which stays as it is; name another file")
+    if not target.endswith(".pth"):
+        raise SSTCheckpointError(f"{target}: is written in torch's format, whose name ends in .pth; call it so")
+    folder = os.path.dirname(target) or "."
+    if not os.path.isdir(folder):
+        raise SSTCheckpointError(f"{target}: there is no folder {folder}; make it first")
+    if not os.path.isfile(source):
+        raise SSTCheckpointError(f"{source}: there is no such file; name a checkpoint of a training")
+    try:
+        content = read_checkpoint(source)
+    except SSTCheckpointError as reason:
+        raise SSTCheckpointError(f"{source}: {reason}") from reason
+    if "label_domains" not in content or "config" not in content:
         raise SSTCheckpointError(
-            f"{path}: cannot be written ({first_line}). Earlier checkpoints are whole: make room, or choose another "
-            "OUTPUT_DIR, and go on with --resume"
-        ) from reason
+            f"{source}: is no checkpoint of a training of sst_d2, which keeps its label domains and its configuration"
+        )
+    branch = {key: value for key, value in content["model"].items() if key.startswith("auxiliary.")}
+    weights = {key: value for key, value in content["model"].items() if key not in branch}
+    if not weights:
+        raise SSTCheckpointError(f"{source}: holds no weights of a network")
+    removed = {}
+    if branch:
+        numbers = sum(torch.as_tensor(value).numel() for value in branch.values())
+        removed["auxiliary, the training-only branch"] = f"{len(branch)} tensors, {numbers / 1e6:.2f} M parameters"
+    removed.update({key: "state of training" for key in content if key not in _FOR_INFERENCE})
+    kept = {**{key: content[key] for key in _FOR_INFERENCE if key in content}, "model": weights}
+    write_checkpoint(target, lambda stream: torch.save(kept, stream), "Make room there, or name another place")
+    return removed
 
 
 def _is_plain(value: object) -> bool:

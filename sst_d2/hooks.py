@@ -19,6 +19,7 @@ from detectron2.utils.env import seed_all_rng
 from sst_d2.errors import SSTCheckpointError
 
 BEST_CHECKPOINT = "model_best"
+INFERENCE_CHECKPOINT = "model_inference"
 LOG = "metrics.json"
 
 
@@ -89,6 +90,18 @@ class SaveBest(HookBase):
         self._best = value
         logging.getLogger(__name__).info("mean mIoU %.2f is the best so far: saved as %s.pth", value, BEST_CHECKPOINT)
         self.trainer.checkpointer.save(BEST_CHECKPOINT, tag_last=False)
+
+
+class SaveForInference(HookBase):
+    """Write ``model_inference.pth`` when training ends: the last checkpoint without what serves training alone.
+
+    Put it behind the hook that writes the checkpoints, on the main process. A run that is interrupted writes none.
+    """
+
+    def after_step(self) -> None:
+        """Write it behind the last step."""
+        if self.trainer.iter + 1 >= self.trainer.max_iter:
+            self.trainer.checkpointer.save_for_inference(INFERENCE_CHECKPOINT)
 
 
 class FinishStep(HookBase):

@@ -20,6 +20,7 @@ from sst_d2.checkpoint_io import read_checkpoint
 from sst_d2.errors import SSTCheckpointError
 from sst_d2.label_domains import LabelDomain
 
+WITHOUT = {"MODEL__SST__AUXILIARY__ENABLED": False}
 R50 = {
     "MODEL__BACKBONE__NAME": "build_resnet_backbone",
     "MODEL__RESNETS__NORM": "FrozenBN",
@@ -104,14 +105,42 @@ def test_a_full_disk_leaves_the_previous_checkpoint_in_use(saved, tmp_path, size
     assert equal(saved[0], other)
 
 
-def test_keys_of_the_training_only_branch_are_left_out(saved, tmp_path, caplog):
-    content = torch.load(saved[1], weights_only=True)
-    content["model"]["auxiliary.mse.weight"] = torch.zeros(3)
-    torch.save(content, tmp_path / "with.pth")
-    other = new_model(seed=1)
+def test_keys_of_the_training_only_branch_are_left_out_where_the_model_has_none(saved, caplog):
+    bare = new_model(seed=1, **WITHOUT)
     caplog.set_level("INFO")
-    SSTCheckpointer(other).load(str(tmp_path / "with.pth"))
-    assert equal(saved[0], other) and "training-only branch (1 tensors)" in caplog.text
+    SSTCheckpointer(bare).load(saved[1])
+    assert equal(bare, saved[0])
+    count = sum(key.startswith("auxiliary.") for key in saved[0].state_dict())
+    assert count > 100 and f"training-only branch ({count} tensors) is not needed and left out" in caplog.text
+
+
+def test_a_start_without_the_branch_leaves_it_random_and_resuming_refuses_to(saved, tmp_path):
+    SSTCheckpointer(saved[0], str(tmp_path)).save_for_inference("model_inference")
+    other = new_model(seed=1)
+    before = {key: value.clone() for key, value in other.auxiliary.state_dict().items()}
+    with pytest.raises(SSTCheckpointError, match=r"missing: auxiliary\..* \(\d+ of auxiliary\."):
+        SSTCheckpointer(other).load(str(tmp_path / "model_inference.pth"))
+    SSTCheckpointer(other).load_start(str(tmp_path / "model_inference.pth"))
+    assert all(equal(getattr(saved[0], part), getattr(other, part)) for part in ("backbone", "decoder", "heads"))
+    assert all(torch.equal(value, before[key]) for key, value in other.auxiliary.state_dict().items())
+
+
+def test_a_checkpoint_without_its_state_of_training_cannot_be_gone_on_with(saved, tmp_path):
+    class State:
+        def state_dict(self):
+            return {"iteration": 3}
+
+        def load_state_dict(self, state):
+            raise AssertionError
+
+    bare = new_model(**WITHOUT)
+    checkpointer = SSTCheckpointer(bare, str(tmp_path), trainer=State())
+    checkpointer.save_for_inference("model_inference")
+    checkpointer.tag_last_checkpoint("model_inference.pth")
+    with pytest.raises(SSTCheckpointError, match=r"inference\.pth: holds no state of training \(trainer\): it was"):
+        checkpointer.resume_or_load("", resume=True)
+    SSTCheckpointer(bare).load_start(str(tmp_path / "model_inference.pth"))
+    assert equal(bare, saved[0])
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from torch import nn
 
 # Through sst_d2 alone: it says what is missing where Detectron2 cannot be imported.
 from sst_d2 import SST, SSTError
-from sst_d2.config import load_config
+from sst_d2.config import inference_config, load_config
 from sst_d2.engine import SSTTrainer
 from sst_d2.errors import SSTConfigError
 from sst_d2.launch import report_user_error
@@ -58,7 +58,7 @@ def build(config_file: str, opts: Sequence[str] = ()) -> SST:
     Raises:
         SSTConfigError: the configuration is not usable, or describes another kind of model.
     """
-    cfg = load_config(config_file, [*opts, "MODEL.DEVICE", "cpu"])
+    cfg = inference_config(load_config(config_file, [*opts, "MODEL.DEVICE", "cpu"]))
     if cfg.MODEL.META_ARCHITECTURE != "SST":
         raise SSTConfigError(
             f"MODEL.META_ARCHITECTURE: '{cfg.MODEL.META_ARCHITECTURE}'; 'SST' alone can be taken apart here"

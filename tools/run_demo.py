@@ -1,9 +1,10 @@
 #!/usr/bin/env python
-"""The project in a few minutes: synthetic people, a short training in three label domains, scores and pictures.
+"""The project in a few minutes: synthetic people, a short SST training in three label domains, scores and pictures.
 
     python tools/run_demo.py [--output output/demo] [KEY VALUE …]
 
-`make demo` runs it. A second call trains no second time. KEY VALUE pairs change the training's configuration.
+`make demo` runs it. A second call trains no second time. KEY VALUE pairs change the training's configuration: with
+another --output and MODEL.SST.AUXILIARY.ENABLED False the same people are learnt without SST.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from tabulate import tabulate
 
 # Through sst_d2 alone: it says what is missing where Detectron2 cannot be imported.
 from sst_d2.checkpoint import SSTCheckpointer
-from sst_d2.config import CN, load_config
+from sst_d2.config import CN, inference_config, load_config
 from sst_d2.data import SSTDatasetMapper
 from sst_d2.data.label_io import read_sample_labels
 from sst_d2.data.loader import load_datasets
@@ -47,6 +48,19 @@ def run(*command: str) -> None:
     result = subprocess.run([sys.executable, *command], cwd=ROOT)
     if result.returncode:
         sys.exit(result.returncode)
+
+
+def described(cfg: CN) -> str:
+    """One sentence about the training."""
+    node, domains = cfg.MODEL.SST.AUXILIARY, f"one network, {len(cfg.MODEL.SST.DOMAINS)} label systems"
+    if not node.ENABLED:
+        return f"Multi-datasets: {domains}, no SST."
+    if node.STRATEGY == "none":
+        return f"SST without transfer: {domains}; MSA and MSE take part in training only."
+    return (
+        f"SST, universal: {domains}; MSA, MSE and MST (strategy {node.STRATEGY}, preset {node.PRESET}) take part in "
+        "training only."
+    )
 
 
 def evaluated(cfg: CN, folder: Path) -> dict[str, np.ndarray]:
@@ -118,19 +132,21 @@ def main() -> None:
     os.environ["DETECTRON2_DATASETS"] = str(output / "datasets")
     run("datasets/make_synthetic_people.py", "--output", str(output / "datasets/synthetic_people"), *PEOPLE)
     training = output / "training"
+    print(f"\n{described(load_config(str(CONFIG), arguments.opts))}")
     if (training / "model_final.pth").is_file():
-        print(f"\nThe training in {training} is finished; to train anew, remove this folder.")
+        print(f"The training in {training} is finished; to train anew, remove this folder.")
     # An interrupted demo goes on where its last checkpoint was written.
     run("train_net.py", "--config-file", str(CONFIG), "--resume", *arguments.opts, "OUTPUT_DIR", str(training))
 
     cfg = load_config(str(CONFIG), [*arguments.opts, "OUTPUT_DIR", str(output / "untrained")])
     torch.manual_seed(0)
-    model = SSTTrainer.build_model(cfg)
+    model = SSTTrainer.build_model(inference_config(cfg))  # what serves training alone stays behind
     SSTTrainer.evaluate(cfg, model)
     kept = report(evaluated(cfg, training), evaluated(cfg, output / "untrained"))
-    SSTCheckpointer(model).load(str(training / "model_final.pth"))
+    trained = training / "model_inference.pth"
+    SSTCheckpointer(model).load(str(trained))
     draw(cfg, model.eval(), output / "pictures")
-    print(f"\nTrained network: {training / 'model_final.pth'}")
+    print(f"\nTrained network, without what serves training only: {trained}")
     print(f"All of this took {time.perf_counter() - start:.0f} s.")
     if not kept:
         print(f"A head stays below the demo's promise: {FACTOR} times the best constant, {GOOD_CLASSES} classes.")

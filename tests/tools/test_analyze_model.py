@@ -10,6 +10,7 @@ from conftest import ROOT, tiny_cfg
 from detectron2.modeling import build_model
 from torch import nn
 
+from sst_d2.config import inference_config
 from sst_d2.errors import SSTConfigError
 
 spec = importlib.util.spec_from_file_location("analyze_model", ROOT / "tools/analyze_model.py")
@@ -28,7 +29,7 @@ def run(monkeypatch, capsys, *arguments):
 
 @pytest.fixture(scope="module")
 def model():
-    return build_model(tiny_cfg()).eval()
+    return build_model(inference_config(tiny_cfg())).eval()
 
 
 @pytest.fixture(scope="module")
@@ -92,12 +93,19 @@ def test_images_are_padded_as_the_model_pads_them(model, table):
     assert sizes == [analyze_model.padded((33, 65))]
 
 
-def test_modules_for_training_only_are_a_part_that_costs_nothing():
+def test_modules_for_training_only_are_a_part_that_costs_nothing(table):
     model = build_model(tiny_cfg()).eval()
-    model.auxiliary = nn.Linear(3, 4)
-    table = analyze_model.count(model, (32, 32))
-    assert list(table)[-2:] == ["auxiliary", "all"]
-    assert table["auxiliary"] == {"parameters": 16, "macs": 0, "activations": 0}
+    with_branch = analyze_model.count(model, (64, 96))
+    assert list(with_branch)[-2:] == ["auxiliary", "all"]
+    parameters = sum(p.numel() for p in model.auxiliary.parameters())
+    assert with_branch["auxiliary"] == {"parameters": parameters, "macs": 0, "activations": 0}
+    assert all(with_branch[part] == values for part, values in table.items() if part != "all")
+    assert with_branch["all"] == {**table["all"], "parameters": table["all"]["parameters"] + parameters}
+
+
+def test_what_is_built_for_counting_is_the_network_of_evaluation():
+    model = analyze_model.build(SYNTHETIC)
+    assert model.auxiliary is None and "auxiliary" not in analyze_model.count(model, (32, 32))
 
 
 def test_table_and_json_of_a_command(monkeypatch, capsys):
