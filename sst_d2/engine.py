@@ -1,12 +1,9 @@
-"""`SSTTrainer` and `setup`: training and evaluation, on a GPU or a CPU, in one process or several."""
+"""`SSTTrainer`: training and evaluation, on a GPU or a CPU, in one process or several."""
 
 from __future__ import annotations
 
-import argparse
 import logging
-import math
 import os
-import re
 import weakref
 from collections import OrderedDict
 from typing import Any
@@ -15,119 +12,30 @@ import detectron2
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
-from detectron2.engine import DefaultTrainer, TrainerBase, default_argument_parser, default_setup
-from detectron2.engine.hooks import EvalHook, PeriodicWriter
+from detectron2.engine import DefaultTrainer, TrainerBase
+from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer, PeriodicWriter
 from detectron2.evaluation import DatasetEvaluator, verify_results
-from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, build_model
+from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
 from torch.nn.parallel import DistributedDataParallel
 
+from sst_d2.branch_log import BranchLog
 from sst_d2.checkpoint import SSTCheckpointer
-from sst_d2.config import changed_values, load_config
-from sst_d2.data import SSTDatasetMapper, build_sst_train_loader, register_dataset_cards
-from sst_d2.data.cards import count_images, require_data
-from sst_d2.data.loader import SSTTrainLoader, dataset_domain
-from sst_d2.errors import SSTCheckpointError, SSTConfigError, SSTError
+from sst_d2.config import changed_values
+from sst_d2.data import SSTDatasetMapper, build_sst_train_loader
+from sst_d2.data.loader import SSTTrainLoader
+from sst_d2.data.subset import images_by_set, keep_subset
+from sst_d2.errors import SSTCheckpointError, SSTConfigError
 from sst_d2.evaluation import SSTSemSegEvaluator
-from sst_d2.hooks import FinishStep, SaveBest, SeedEveryStep
+from sst_d2.files import expand_path
+from sst_d2.hooks import FinishStep, SaveBest, SaveForInference, SeedEveryStep
 from sst_d2.inference import SSTWithTTA
-from sst_d2.label_domains import get_label_domain
-from sst_d2.launch import WORKER_DIED
 from sst_d2.optimizer import build_optimizer, full_model_clip
+from sst_d2.run_setup import argument_parser, check_config, epochs_to_iterations, setup
 from sst_d2.train_step import TrainStep
 
-
-def setup(args: argparse.Namespace) -> CfgNode:
-    """Make the configuration of a run from Detectron2's command-line arguments, and set up logging.
-
-    Returns:
-        The frozen configuration, written to ``OUTPUT_DIR/config.yaml`` too.
-
-    Raises:
-        SSTConfigError: a file, a key or a value is not usable.
-    """
-    cfg = load_config(args.config_file, args.opts)
-    # Absolute, so that the configuration saved with the run serves from any folder.
-    cfg.DATASETS.SST.CARDS = [_absolute(card) for card in cfg.DATASETS.SST.CARDS]
-    cfg.MODEL.SST.DOMAINS = [_absolute(d) if d.endswith((".yaml", ".yml")) else d for d in cfg.MODEL.SST.DOMAINS]
-    register_dataset_cards(cfg.DATASETS.SST.CARDS)
-    check_config(cfg)
-    if args.eval_only and not cfg.DATASETS.TEST:
-        raise SSTConfigError("DATASETS.TEST is empty; --eval-only needs at least one data set")
-    for name in cfg.DATASETS.TEST:
-        require_data(name)  # now, not at the first evaluation
-    if not args.eval_only:
-        epochs_to_iterations(cfg)
-    cfg.freeze()
-    try:
-        default_setup(cfg, args)
-    except OSError as reason:
-        raise SSTConfigError(
-            f"OUTPUT_DIR: '{cfg.OUTPUT_DIR}' cannot be written ({reason}); choose another folder"
-        ) from reason
-    setup_logger(output=cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="sst_d2")
-    logging.getLogger("detectron2.engine.train_loop").addFilter(_sentence_instead_of_traceback)
-    if cfg.MODEL.DEVICE == "cpu":
-        seen = "a GPU" if torch.cuda.is_available() else "no GPU"
-        logging.getLogger(__name__).info("running on the CPU (MODEL.DEVICE cpu); torch sees %s", seen)
-    return cfg
-
-
-def argument_parser() -> argparse.ArgumentParser:
-    """Detectron2's command-line arguments; several processes of one machine meet at a free port."""
-    parser = default_argument_parser()
-    parser.set_defaults(dist_url="auto")
-    return parser
-
-
-def check_config(cfg: CfgNode) -> None:
-    """Refuse what does not fit together before anything is built: domains, data sets, names, device, precision.
-
-    Raises:
-        SSTConfigError, LabelDomainError: with the key, the value and what is allowed.
-    """
-    domains = [get_label_domain(reference).name for reference in cfg.MODEL.SST.DOMAINS]
-    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
-        dataset_domain(name, domains)
-    for key, name, registry in (
-        ("MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE, META_ARCH_REGISTRY),
-        ("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME, BACKBONE_REGISTRY),
-    ):
-        if name not in registry:
-            known = ", ".join(sorted(entry for entry, _ in registry))
-            raise SSTConfigError(f"{key}: '{name}' is not registered; known: {known}")
-    if cfg.SOLVER.AMP.ENABLED and not cfg.MODEL.DEVICE.startswith("cuda"):
-        raise SSTConfigError(
-            f"SOLVER.AMP.ENABLED needs a GPU, and MODEL.DEVICE is '{cfg.MODEL.DEVICE}'; set it to False"
-        )
-    share, parts = cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size(), cfg.SOLVER.SST.ACCUMULATE
-    if parts > max(share, 1):
-        raise SSTConfigError(f"SOLVER.SST.ACCUMULATE: {parts} parts of {share} images per process; at most as many")
-
-
-def epochs_to_iterations(cfg: CfgNode) -> None:
-    """Turn ``SOLVER.SST.MAX_EPOCHS`` and ``EPOCH_STEPS`` into ``SOLVER.MAX_ITER`` and ``STEPS``, in place.
-
-    One epoch = ⌈number of training images / IMS_PER_BATCH⌉ iterations, whatever the sampler. With MAX_EPOCHS 0
-    nothing changes. For a user's own trainer as well.
-
-    Raises:
-        SSTConfigError: an epoch step lies outside of training, or there is no training set.
-    """
-    epochs, steps = cfg.SOLVER.SST.MAX_EPOCHS, cfg.SOLVER.SST.EPOCH_STEPS
-    if epochs <= 0:
-        return
-    if any(not 0 < step < epochs for step in steps):
-        raise SSTConfigError(
-            f"SOLVER.SST.EPOCH_STEPS: {list(steps)}; epochs between 0 and MAX_EPOCHS ({epochs}) are expected"
-        )
-    images = sum(count_images(name) for name in cfg.DATASETS.TRAIN)
-    if images == 0:
-        raise SSTConfigError("DATASETS.TRAIN is empty; name at least one data set")
-    per_epoch = math.ceil(images / cfg.SOLVER.IMS_PER_BATCH)
-    cfg.SOLVER.MAX_ITER = epochs * per_epoch
-    cfg.SOLVER.STEPS = tuple(step * per_epoch for step in steps)
+# What a training script of one's own needs.
+__all__ = ["SSTTrainer", "argument_parser", "check_config", "epochs_to_iterations", "setup"]
 
 
 class SSTTrainer(DefaultTrainer):
@@ -247,13 +155,22 @@ class SSTTrainer(DefaultTrainer):
         """Detectron2's hooks; the best checkpoint behind the evaluation; steps seeded, and finished when resuming."""
         standard = super().build_hooks()
         own: list[Any] = [SeedEveryStep(self.cfg.SEED)] if self.cfg.SEED >= 0 else []
+        network = self.model.module if isinstance(self.model, DistributedDataParallel) else self.model
+        has_branch = isinstance(network, META_ARCH_REGISTRY.get("SST")) and network.auxiliary is not None
+        if has_branch and comm.is_main_process():
+            gradients = self.cfg.MODEL.SST.AUXILIARY.LOG_GRADIENTS
+            own.append(BranchLog(network, self.cfg.TEST.EVAL_PERIOD, gradients))
+        savers = [place for place, hook in enumerate(standard) if isinstance(hook, PeriodicCheckpointer)]
+        if savers:  # on the main process
+            standard.insert(savers[-1] + 1, SaveForInference())
         # The writers come last, so that they write what the other hooks have put into the storage.
         place = len(standard) - comm.is_main_process()
         if self.cfg.DATASETS.TEST and self.cfg.TEST.AUG.ENABLED:
             standard.insert(place, EvalHook(0, self._test_with_TTA))
         if self.cfg.DATASETS.TEST and comm.is_main_process():
             standard.insert(place, SaveBest(self.cfg.TEST.EVAL_PERIOD))
-        behind_checkpoint = [hook for hook in standard if isinstance(hook, (EvalHook, SaveBest, PeriodicWriter))]
+        behind = (SaveForInference, EvalHook, SaveBest, PeriodicWriter)
+        behind_checkpoint = [hook for hook in standard if isinstance(hook, behind)]
         return [*own, *standard, FinishStep(behind_checkpoint, self.cfg.OUTPUT_DIR, self.cfg.TEST.EVAL_PERIOD)]
 
     def _test_with_TTA(self) -> Any:
@@ -266,9 +183,35 @@ class SSTTrainer(DefaultTrainer):
         return super().build_writers()
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """Go on from the last checkpoint, the order of images included, or start from ``MODEL.WEIGHTS``."""
-        content = self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
+        """Go on from the last checkpoint, the order of images included, or start from ``MODEL.WEIGHTS``.
+
+        Where that is empty, dedicated training starts from the trunk of ``MODEL.SST.SOURCE.WEIGHTS``.
+
+        Raises:
+            SSTConfigError: the source lies in ``OUTPUT_DIR``, or is given where the branch is switched off.
+            SSTCheckpointError: a checkpoint cannot be read, or does not fit.
+        """
         logger = logging.getLogger(__name__)
+        start, source = self.cfg.MODEL.WEIGHTS, self.cfg.MODEL.SST.SOURCE.WEIGHTS
+        if source and not self.cfg.MODEL.SST.AUXILIARY.ENABLED:
+            raise SSTConfigError(
+                f"MODEL.SST.SOURCE.WEIGHTS: {source}, and MODEL.SST.AUXILIARY.ENABLED is False: nothing can be learnt "
+                "from a source without the branch. To finetune, give the file as MODEL.WEIGHTS and leave SOURCE out"
+            )
+        if source:
+            path = os.path.realpath(expand_path(source, error=SSTConfigError))
+            if os.path.dirname(path) == os.path.realpath(self.cfg.OUTPUT_DIR):
+                raise SSTConfigError(
+                    f"MODEL.SST.SOURCE.WEIGHTS: {path} lies in OUTPUT_DIR; choose another, not to write over it"
+                )
+            if start and not (resume and self.checkpointer.has_checkpoint()):
+                logger.warning(
+                    "the network starts from MODEL.WEIGHTS (%s), not from the trunk of its source, as the "
+                    'paper has it; for that set MODEL.WEIGHTS to ""',
+                    start,
+                )
+            start = start or path
+        content = self.checkpointer.resume_or_load(start, resume=resume)
         if resume and self.checkpointer.has_checkpoint():
             self.start_iter = self.iter + 1
             changes = changed_values(content.get("config", ""), self.cfg)
@@ -289,31 +232,46 @@ class SSTTrainer(DefaultTrainer):
 
         Returns:
             `evaluation_results` of the last evaluation.
+
+        Raises:
+            SSTConfigError: a resumed run would use other images than it began with.
         """
+        if isinstance(self._loader, SSTTrainLoader):
+            fraction = self.cfg.DATASETS.SST.TRAIN_FRACTION
+            images = images_by_set(self._loader.samples, self.cfg.DATASETS.TRAIN, fraction)
+            keep_subset(self.cfg.OUTPUT_DIR, fraction, self.cfg.SEED, images, resumed=self.start_iter > 0)
         TrainerBase.train(self, self.start_iter, self.max_iter)
         self.verify(self.cfg, self.evaluation_results)
         return self.evaluation_results
 
     def state_dict(self) -> dict[str, Any]:
-        """Iteration, hooks, and the optimiser, which Detectron2 0.5 leaves out; and whose state it is."""
+        """Iteration, hooks, and the optimiser, which Detectron2 0.5 leaves out; whose state it is, and its source."""
         return {
             **super().state_dict(),
             "_trainer": self._trainer.state_dict(),
             "detectron2": detectron2.__version__,
             "processes": comm.get_world_size(),
+            "source": self._source_digest(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take back what `state_dict` gave.
 
         Raises:
-            SSTCheckpointError: another version of Detectron2 wrote it, whose hooks and schedules keep other states.
+            SSTCheckpointError: another version of Detectron2 wrote it, or the run learned from another source.
         """
         written = state_dict.get("detectron2", "of an unknown version")
         if written != detectron2.__version__:
             raise SSTCheckpointError(
                 f"its state of training was written with Detectron2 {written}, and this is {detectron2.__version__}. "
                 "--resume goes on with the same version only; the weights serve in all: start with MODEL.WEIGHTS"
+            )
+        before, now = state_dict.get("source", ""), self._source_digest()
+        if before != now:
+            raise SSTCheckpointError(
+                f"the run learned from another source: the SHA-256 of its file was {before or 'none'}, and that of "
+                f"MODEL.SST.SOURCE.WEIGHTS ({self.cfg.MODEL.SST.SOURCE.WEIGHTS or 'empty'}) is {now or 'none'}. "
+                "--resume goes on with the same file, wherever it lies; with another one start anew"
             )
         super().load_state_dict(state_dict)
         self._trainer.load_state_dict(state_dict["_trainer"])
@@ -326,14 +284,10 @@ class SSTTrainer(DefaultTrainer):
                 *(state_dict.get("processes"), comm.get_world_size()),
             )
 
-
-# What Gloo says on the processes that are left when one has ended.
-_LOST_PEER = re.compile(r"Connection (closed|reset) by peer|Broken pipe")
-
-
-def _absolute(path: str) -> str:
-    """A path that a user gave relative to the working directory; those that begin with ~ or a variable stay."""
-    return path if path.startswith(("~", "${")) else os.path.abspath(path)
+    def _source_digest(self) -> str:
+        """SHA-256 of the file that dedicated training learns from; "" in any other training."""
+        source = getattr(getattr(self.checkpointer.model, "auxiliary", None), "source", None)
+        return "" if source is None else source.digest
 
 
 def _by_data_set(cfg: CfgNode, results: dict[str, Any] | None) -> dict[str, Any]:
@@ -341,17 +295,3 @@ def _by_data_set(cfg: CfgNode, results: dict[str, Any] | None) -> dict[str, Any]
     if not results:
         return {}
     return {cfg.DATASETS.TEST[0]: results} if len(cfg.DATASETS.TEST) == 1 else dict(results)
-
-
-def _sentence_instead_of_traceback(record: logging.LogRecord) -> bool:
-    """Detectron2's loop logs every exception with its traceback; of a user's mistake the sentence says all."""
-    if record.exc_info and isinstance(record.exc_info[1], SSTError):
-        record.msg, record.args = f"Training stops: {record.exc_info[1]}", ()
-        record.exc_info = record.exc_text = None
-    elif record.exc_info and WORKER_DIED.search(str(record.exc_info[1])):
-        record.msg, record.args = "Training stops: %s", (str(record.exc_info[1]).splitlines()[0],)
-        record.exc_info = record.exc_text = None
-    elif record.exc_info and comm.get_world_size() > 1 and _LOST_PEER.search(str(record.exc_info[1])):
-        record.msg, record.args = "Training stops: another process has ended; its message says why", ()
-        record.exc_info = record.exc_text = None
-    return True

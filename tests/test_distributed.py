@@ -15,40 +15,128 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sst_d2.data import build_sst_train_loader, register_dataset_cards
 from sst_d2.engine import SSTTrainer
-from sst_d2.errors import SSTConfigError, SSTError, SSTProcessError
+from sst_d2.errors import SSTConfigError, SSTError, SSTNumericError, SSTProcessError
 from sst_d2.launch import launch, report_user_error
+from sst_d2.train_step import TrainStep
+
+CLASSES = {"pascal_person_part": 7, "atr": 18, "cihp": 20}
+IMAGE, DATASET, STRATEGY = (f"MODEL__SST__AUXILIARY__{key}" for key in ("IMAGE_LEVEL", "DATASET_LEVEL", "STRATEGY"))
+SCENARIOS = {
+    "full": {},
+    "image level alone": {DATASET: 0.0},
+    "dataset level alone": {IMAGE: 0.0},
+    "no MST": {STRATEGY: "none"},
+}
 
 
-def samples():
-    """Four images whose domains and labelled pixels fall unevenly on two processes."""
+def samples(names=("atr", "atr", "atr", "cihp")):
+    """Images whose domains and labelled pixels fall unevenly on two processes."""
     generator = torch.Generator().manual_seed(0)
     batch = []
-    for domain, classes, ignored in (("atr", 18, 0.0), ("atr", 18, 0.9), ("atr", 18, 0.3), ("cihp", 20, 0.5)):
-        labels = torch.randint(classes, (32, 32), generator=generator)
+    for name, ignored in zip(names, (0.0, 0.9, 0.3, 0.5, 0.1, 0.7)):
+        labels = torch.randint(CLASSES[name], (8, 8), generator=generator)
+        labels = labels.repeat_interleave(4, 0).repeat_interleave(4, 1)
         labels[torch.rand(32, 32, generator=generator) < ignored] = 255
         image = torch.randint(256, (3, 32, 32), generator=generator, dtype=torch.uint8)
-        batch.append({"image": image, "sem_seg": labels, "label_domain": domain})
+        batch.append({"image": image, "sem_seg": labels, "label_domain": name})
     return batch
 
 
-def gradients(share):
+# Halves: two of one domain, and two domains; unequal numbers; domains that never meet.
+BATCHES = [
+    samples(),
+    samples(("atr", "pascal_person_part", "atr", "cihp", "atr", "pascal_person_part")),
+    samples(("atr", "cihp")),
+]
+
+
+def new_model(**overrides):
     torch.manual_seed(0)
-    model = build_model(tiny_cfg(domains=["pascal_person_part", "atr", "cihp"])).train()
-    network = model
-    if comm.get_world_size() > 1:
-        network = DistributedDataParallel(model, broadcast_buffers=False)
-    sum(network(share).values()).backward()
-    return {name: parameter.grad for name, parameter in model.named_parameters()}
+    return build_model(tiny_cfg(list(CLASSES), **overrides)).double().train()
 
 
-def write_gradients(path):
-    torch.set_num_threads(1)
+def expected(model, groups):
+    """Losses and gradients that a batch must have whose images come in groups, from single passes through the model.
+
+    All terms are those of the whole batch but the image level's: the mean over the pairs of images that meet.
+    """
+    model.zero_grad()
+    losses = model([image for group in groups for image in group])
+    if model.auxiliary is not None and model.auxiliary.image_level:
+        alone = [model(group) for group in groups]
+        for place, pair in enumerate(model.auxiliary.pairs):
+            names = [[image["label_domain"] for image in group] for group in groups]
+            met = [group.count(pair[0]) * group.count(pair[1]) for group in names]
+            name = f"loss_scr_image/{'-'.join(pair)}"
+            losses[name] = sum(n * loss[name] for n, loss in zip(met, alone)) / max(sum(met), 1)
+            assert met == [model.auxiliary.count_image_pairs(group)[place] for group in names]
+    sum(losses.values()).backward()
+    return {name: loss.item() for name, loss in losses.items()}, {n: p.grad for n, p in model.named_parameters()}
+
+
+def assert_equal(result, wanted):
+    """Within 1e-6: losses by name, gradients by parameter, and of the whole of them."""
+    assert result[0] == pytest.approx(wanted[0], rel=1e-6, abs=1e-9)
+    assert result[1].keys() == wanted[1].keys() and not any(gradient is None for gradient in result[1].values())
+    whole = torch.stack([gradient.norm() for gradient in wanted[1].values()]).norm()
+    for name, gradient in wanted[1].items():
+        assert (result[1][name] - gradient).norm() <= 1e-6 * max(gradient.norm(), 1e-3 * whole), name
+
+
+def share_of(batch):
     rank, size = comm.get_rank(), comm.get_world_size()
-    assert (comm.get_local_rank(), comm.get_local_size()) == (rank, size)
-    batch = samples()
-    result = gradients(batch[rank * len(batch) // size : (rank + 1) * len(batch) // size])
-    if rank == 0:
-        torch.save(result, path)
+    return batch[rank * len(batch) // size : (rank + 1) * len(batch) // size]
+
+
+def write_losses_and_gradients(path):
+    """Of every batch, one after the other through the same network, in every scenario."""
+    torch.set_num_threads(1)
+    assert (comm.get_local_rank(), comm.get_local_size()) == (comm.get_rank(), comm.get_world_size())
+    results = {}
+    for scenario, overrides in SCENARIOS.items():
+        model = new_model(**overrides)
+        network = DistributedDataParallel(model, broadcast_buffers=False)
+        for number, batch in enumerate(BATCHES):
+            network.zero_grad()
+            losses = network(share_of(batch))
+            sum(losses.values()).backward()
+            mean = torch.stack([loss.detach() for loss in losses.values()])
+            torch.distributed.all_reduce(mean)
+            logged = dict(zip(losses, (mean / comm.get_world_size()).tolist()))
+            gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+            results[scenario, number] = logged, gradients
+    if comm.get_rank() == 0:
+        torch.save(results, path)
+
+
+@pytest.fixture(scope="module")
+def of_two_processes(tmp_path_factory):
+    path = tmp_path_factory.mktemp("two") / "two.pt"
+    launch(write_losses_and_gradients, 2, args=(str(path),))
+    return torch.load(path)
+
+
+def spoil_first_image(module, arguments, given):
+    features = {stride: maps.clone() for stride, maps in given["features"].items()}
+    features[8][0, 0] = float("nan")
+    return arguments, {**given, "features": features}
+
+
+def write_what_stops(folder):
+    """One process has a NaN among the features that its branch sees."""
+    torch.set_num_threads(1)
+    model = new_model()
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    network = DistributedDataParallel(model, broadcast_buffers=False)
+    if comm.get_rank() == 1:
+        model.auxiliary.register_forward_pre_hook(spoil_first_image, with_kwargs=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    step = TrainStep(network, [share_of(BATCHES[1])], optimizer, clip_norm=None, amp_type=None)
+    step.iter = 7
+    with pytest.raises(SSTNumericError) as error:
+        step.run_step()
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+    torch.save(str(error.value), f"{folder}/{comm.get_rank()}")
 
 
 def fail_on_the_second(kind):
@@ -57,12 +145,25 @@ def fail_on_the_second(kind):
     comm.synchronize()
 
 
-def test_gradients_of_two_processes_equal_those_of_one(tmp_path):
-    launch(write_gradients, 2, args=(str(tmp_path / "two.pt"),))
-    alone, together = gradients(samples()), torch.load(tmp_path / "two.pt")
-    largest = max(gradient.abs().max().item() for gradient in alone.values())
-    assert max((alone[name] - together[name]).abs().max().item() for name in alone) < 1e-6 * max(largest, 1)
-    assert torch.count_nonzero(together["heads.pascal_person_part.weight"]) == 0
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_losses_and_gradients_of_two_processes_equal_those_of_one(of_two_processes, scenario):
+    model = new_model(**SCENARIOS[scenario])
+    for number, batch in enumerate(BATCHES):
+        halves = batch[: len(batch) // 2], batch[len(batch) // 2 :]
+        assert_equal(of_two_processes[scenario, number], expected(model, halves))
+
+
+def test_domains_that_never_meet_have_a_zero_at_the_image_level_and_are_compared_at_the_other(of_two_processes):
+    losses, gradients = of_two_processes["full", 2]
+    assert losses["loss_scr_image/atr-cihp"] == 0 and losses["loss_scr_dataset/atr-cihp"] > 0
+    assert of_two_processes["full", 0][0]["loss_scr_image/atr-cihp"] > 0
+    assert torch.count_nonzero(gradients["heads.pascal_person_part.weight"]) == 0
+
+
+def test_a_number_that_is_none_on_one_process_stops_all_with_the_same_sentence(tmp_path):
+    launch(write_what_stops, 2, args=(str(tmp_path),))
+    first, second = (torch.load(tmp_path / rank) for rank in "01")
+    assert first == second and first.startswith("iteration 7: loss_aux/cihp is nan, loss_scr_image/")
 
 
 @pytest.mark.slow
@@ -235,6 +336,7 @@ def test_torchrun_starts_the_processes(make_dataset, tmp_path):
 
 
 def small_run_of_one(card, folder):
-    cfg = tiny_cfg(domains=["atr"], DATASETS__SST__CARDS=[str(card)], DATASETS__TRAIN=("a",), DATASETS__TEST=("a",))
+    data = {"DATASETS__SST__CARDS": [str(card)], "DATASETS__TRAIN": ("a",), "DATASETS__TEST": ("a",)}
+    cfg = tiny_cfg(domains=["atr"], **data, **{STRATEGY: "none"})
     cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS, cfg.SOLVER.IMS_PER_BATCH, cfg.OUTPUT_DIR = 2, (), 2, str(folder / "out")
     return cfg

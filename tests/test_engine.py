@@ -13,8 +13,9 @@ from detectron2.evaluation import SemSegEvaluator, inference_on_dataset
 from detectron2.utils.visualizer import Visualizer
 
 from sst_d2.data import register_dataset_cards
-from sst_d2.engine import SSTTrainer, check_config, epochs_to_iterations
+from sst_d2.engine import SSTTrainer
 from sst_d2.errors import SSTConfigError, SSTNumericError
+from sst_d2.run_setup import check_config, epochs_to_iterations
 from sst_d2.visualization import color_map
 
 
@@ -55,7 +56,9 @@ def test_training_lowers_the_loss_and_evaluates_every_head(cfg):
     cfg.SOLVER.MAX_ITER, cfg.SOLVER.BASE_LR = 60, 0.004
     _, results = train(cfg)
     history = losses(cfg)
-    assert history[-1]["total_loss"] < 0.9 * 10 * math.log(7 * 18)  # of guessing
+    names, guessing = ("pascal_person_part", "atr"), math.log(7 * 18)
+    assert sum(history[-1][f"loss_seg/{name}"] for name in names) < 0.9 * 10 * guessing
+    assert sum(history[-1][f"loss_aux/{name}"] for name in names) < 0.9 * guessing
     assert set(results) == {"p", "a"} and results["p"]["sem_seg"]["mIoU"] > 0
     assert {"loss_seg/pascal_person_part", "loss_seg/atr", "lr", "total_loss"} <= set(history[-1])
     assert {"p/sem_seg/mIoU", "a/sem_seg/IoU-face"} <= {key for line in metrics(cfg) for key in line}
@@ -93,11 +96,12 @@ def test_the_best_checkpoint_is_kept_apart_from_the_last(cfg, monkeypatch):
     saves = []
     original = torch.save
     monkeypatch.setattr(
-        torch, "save", lambda data, path: (saves.append((path, data["trainer"]["iteration"])), original(data, path))
+        torch, "save", lambda data, stream: (saves.append((stream.name, data.get("iteration"))), original(data, stream))
     )
     _trainer, _ = train(cfg)
-    best = [iteration for path, iteration in saves if "model_best" in str(path)]
-    assert best == [0, 1] and (Path(cfg.OUTPUT_DIR) / "last_checkpoint").read_text() == "model_final.pth"
+    content = torch.load(Path(cfg.OUTPUT_DIR) / "model_best.pth", weights_only=True)
+    assert len([path for path, _ in saves if "model_best" in path]) == 2 and content["trainer"]["iteration"] == 1
+    assert (Path(cfg.OUTPUT_DIR) / "last_checkpoint").read_text() == "model_final.pth"
     state = torch.load(Path(cfg.OUTPUT_DIR) / "model_final.pth", weights_only=True)["trainer"]["hooks"]
     assert state["SaveBest"] == {"best": 15.0}
 
@@ -189,6 +193,66 @@ def test_a_loss_that_is_no_number_stops_training_by_name_with_finite_weights(cfg
     assert (Path(cfg.OUTPUT_DIR) / "last_checkpoint").read_text() == "model_0000001.pth"
     with pytest.raises(FloatingPointError):
         raise SSTNumericError("also Detectron2's kind")
+
+
+def spoil_embedding(branch, value):
+    branch.enhancement["atr"].embedding.data[3, 5] = value
+
+
+def spoil_projection(branch, value):
+    branch.aggregation["atr"].projection.weight.data[3, 5] = value
+
+
+def spoil_mapping(branch, value):
+    branch.transfer["pascal_person_part-atr"].dataset.to_first.value.weight.data[3, 5] = value
+
+
+def spoil_features(branch, value):
+    """Of the first image, which is of pascal_person_part."""
+
+    def spoil(module, arguments, given):
+        features = {stride: maps.clone() for stride, maps in given["features"].items()}
+        features[16][0, 0, 0, 0] = value
+        return arguments, {**given, "features": features}
+
+    branch.register_forward_pre_hook(spoil, with_kwargs=True)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(
+    ("spoil", "named"),
+    [
+        (spoil_embedding, ["loss_aux/atr", "loss_scr_dataset/pascal_person_part-atr"]),
+        (spoil_projection, ["loss_aux/atr", "loss_scr_image/pascal_person_part-atr"]),
+        (spoil_mapping, ["loss_scr_dataset/pascal_person_part-atr"]),
+        (spoil_features, ["loss_aux/pascal_person_part", "loss_scr_image/pascal_person_part-atr"]),
+    ],
+)
+def test_numbers_that_are_none_in_the_branch_stop_training_with_loss_and_domains(cfg, spoil, named, value):
+    cfg.SOLVER.CHECKPOINT_PERIOD, cfg.DATASETS.TEST = 1, ()
+    trainer = SSTTrainer(cfg)
+    trainer.resume_or_load(False)
+    step, before = trainer.run_step, {}
+
+    def poisoned():
+        if trainer.iter == 2:
+            spoil(trainer.model.auxiliary, value)
+            before.update({name: weight.clone() for name, weight in trainer.model.state_dict().items()})
+        step()
+
+    trainer.run_step = poisoned
+    with pytest.raises(SSTNumericError, match=r"iteration 2: .*The weights were not changed") as error:
+        trainer.train()
+    said = [clause.split(" is ")[0] for clause in str(error.value).split(": ", 1)[1].split(". ")[0].split(", ")]
+    assert set(named) <= set(said) and not any(name.startswith("loss_seg") for name in said)
+    if spoil is not spoil_features:
+        assert "loss_aux/pascal_person_part" not in said
+    after = trainer.model.state_dict()
+    assert all(torch.equal(after[name].nan_to_num(), weight.nan_to_num()) for name, weight in before.items())
+    last = Path(cfg.OUTPUT_DIR) / (Path(cfg.OUTPUT_DIR) / "last_checkpoint").read_text()
+    assert last.name == "model_0000001.pth"
+    kept = torch.load(last, weights_only=True)["model"]
+    assert all(torch.isfinite(weight).all() for weight in kept.values() if weight.is_floating_point())
 
 
 @pytest.mark.parametrize("clipping", ["full_model", "value", "off"])
