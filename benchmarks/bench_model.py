@@ -18,13 +18,14 @@ import torch
 from tabulate import tabulate
 
 from sst_d2 import SST
-from sst_d2.config import get_config_file, load_config
+from sst_d2.config import get_config_file, inference_config, load_config
 from sst_d2.engine import SSTTrainer
 
 
 def build(config: str) -> SST:
-    """The network of one of the project's configurations, with random weights, on the CPU."""
-    return SSTTrainer.build_model(load_config(get_config_file(config), ["MODEL.DEVICE", "cpu"])).eval()
+    """The network of one of the project's configurations, as evaluation builds it, with random weights, on the CPU."""
+    cfg = inference_config(load_config(get_config_file(config), ["MODEL.DEVICE", "cpu"]))
+    return SSTTrainer.build_model(cfg).eval()
 
 
 @torch.no_grad()
