@@ -13,12 +13,14 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from sst_d2 import SSTWithTTA, inference
+from sst_d2.config import inference_config
 from sst_d2.config_checks import check_values
 from sst_d2.data import register_dataset_cards
-from sst_d2.engine import SSTTrainer, argument_parser
+from sst_d2.engine import SSTTrainer
 from sst_d2.errors import LabelDomainError, SSTConfigError
 from sst_d2.label_domains import get_label_domain, known_label_domains
 from sst_d2.launch import launch
+from sst_d2.run_setup import argument_parser
 
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 
@@ -295,7 +297,7 @@ def cfg(make_dataset, tmp_path):
 
 def test_an_evaluation_gives_both_numbers_and_says_which_is_which(cfg, tmp_path, caplog):
     with caplog.at_level(logging.INFO):
-        results = SSTTrainer.evaluate(cfg, build_model(cfg))
+        results = SSTTrainer.evaluate(cfg, build_model(inference_config(cfg)))
     assert {name: list(tasks) for name, tasks in results.items()} == {n: ["sem_seg", "sem_seg_TTA"] for n in "pa"}
     assert "Evaluation with test-time augmentation: 4 passes per image, scales [0.5, 1.0], each mirrored" in caplog.text
     for name, tasks in results.items():
