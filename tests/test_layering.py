@@ -49,6 +49,10 @@ READERS = {
 }
 
 
+def in_a_new_process(code):
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+
+
 def room_of(path):
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
@@ -108,7 +112,7 @@ def test_a_process_that_predicts_never_loads_what_serves_training():
         "cfg = tiny_cfg(['atr', 'cihp']); build_model(sst_d2.inference_config(cfg)); assert not loaded(), loaded()\n"
         "build_model(cfg); assert loaded(); print('fine')"
     )
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    result = in_a_new_process(code)
     assert result.stdout.strip().endswith("fine"), result.stderr
 
 
@@ -154,13 +158,13 @@ def test_importing_changes_no_default_of_detectron2_and_takes_no_name_twice():
         "[cfg[node].pop('SST') for node in ('MODEL', 'INPUT', 'DATASETS', 'DATALOADER', 'SOLVER', 'TEST')]; "
         "assert cfg.dump() == before; print('fine')"
     )
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    result = in_a_new_process(code)
     assert result.stdout.strip().endswith("fine"), result.stderr
 
 
 def test_without_detectron2_the_import_says_how_to_get_it():
     code = "import sys; sys.modules['detectron2'] = None\nimport sst_d2"
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    result = in_a_new_process(code)
     assert result.stderr.strip().splitlines()[-1].startswith("ImportError: sst_d2 needs Detectron2")
     assert "tools/install_detectron2.py" in result.stderr
 
