@@ -43,7 +43,7 @@ bench: $(MARK)/package  ## the measurements
 
 clean:  ## remove the environment and what building and testing left; results of trainings stay
 	@if [ -e $(MARK)/made ]; then rm -rf $(VENV); fi
-	@rm -rf $(MARK) build dist *.egg-info .pytest_cache .ruff_cache .coverage .coverage.* htmlcov
+	@rm -rf $(MARK) build dist *.egg-info sst_d2/modeling/ops/_C_*.so sst_d2/modeling/ops/_build_info.py .pytest_cache .ruff_cache .coverage .coverage.* htmlcov
 
 # The environment grows in steps. Each step leaves a stamp when it is whole, so an interrupted set-up goes on where it
 # stopped, and a step is done again only when its input changed. Nothing is ever removed from a folder that this
@@ -87,7 +87,11 @@ $(MARK)/detectron2: $(MARK)/torch tools/install_detectron2.py
 	@$(PY) tools/install_detectron2.py
 	@touch $@
 
-$(MARK)/package: $(MARK)/detectron2 pyproject.toml $(wildcard setup.py)
-	@echo "== installing sst_d2 from this folder, with what it and its tests need"
-	@$(PIP) install $(QUIET) --editable ".[dev,datasets]" || { $(PIP_FAILED); }
+# Without build isolation the attention operator is compiled for the torch that is here; where that fails, or there is
+# no compiler, the installation goes on. torch is named so that its wishes for setuptools are heard.
+$(MARK)/package: $(MARK)/detectron2 pyproject.toml setup.py $(wildcard sst_d2/modeling/ops/csrc/*)
+	@echo "== installing sst_d2 from this folder, with what it and its tests need; compiling its attention operator where that can be done"
+	@$(PIP) install $(QUIET) "setuptools>=70.1" wheel torch || { $(PIP_FAILED); }
+	@SST_D2_EXTENSIONS="$${SST_D2_EXTENSIONS-$$(nvidia-smi -L >/dev/null 2>&1 && echo cpu,cuda || echo cpu)}" \
+	  $(PIP) install $(QUIET) --no-build-isolation --editable ".[dev,datasets]" || { $(PIP_FAILED); }
 	@touch $@

@@ -2,12 +2,14 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 try:
@@ -25,9 +27,9 @@ def settings() -> dict:
 
 
 def tracked(folder: str, *patterns: str) -> set[str]:
-    """Files below ``folder`` that match a pattern, relative to the checkout."""
+    """Files below ``folder`` that match a pattern, relative to the checkout; without what building leaves there."""
     found = {path.relative_to(ROOT).as_posix() for pattern in patterns for path in (ROOT / folder).rglob(pattern)}
-    return {name for name in found if "__pycache__" not in name}
+    return {name for name in found if not re.search(r"__pycache__|\.so$|/_build_info\.py$", name)}
 
 
 def test_every_package_folder_is_listed(settings):
@@ -53,8 +55,7 @@ def test_detectron2_is_no_dependency(settings):
     assert not [line for line in settings["project"]["dependencies"] if line.startswith("detectron2")]
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> Path:
+def build_wheel(tmp_path_factory, extensions: str) -> Path:
     """A wheel built from a copy of what the wheel is made of."""
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     names = tracked("sst_d2", "*") | tracked("configs", "*") | tracked("tests", "*.py")
@@ -63,10 +64,17 @@ def wheel(tmp_path_factory) -> Path:
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             (source / name).write_bytes((ROOT / name).read_bytes())
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(source)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = {**os.environ, "SST_D2_EXTENSIONS": extensions}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     (path,) = out.glob("sst_d2-*.whl")
     return path
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """As on a machine without compiler: the same everywhere, in seconds."""
+    return build_wheel(tmp_path_factory, "")
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +88,8 @@ def wheel_names(wheel) -> set[str]:
 def test_wheel_holds_code_and_data(wheel_names):
     expected = tracked("sst_d2", "*.py", "*.yaml", "*.json")
     expected |= {f"sst_d2/{name}" for name in tracked("configs", "*.yaml")}
+    # Sources are data: NVRTC compiles some of them where the package is used.
+    expected |= {name for name in tracked("sst_d2/modeling/ops/csrc", "*") if (ROOT / name).is_file()}
     assert sorted(expected - wheel_names) == []
 
 
@@ -92,6 +102,8 @@ def test_wheel_holds_code_and_data(wheel_names):
         r"sst_d2/data/cards/.*\.yaml",
         r"sst_d2/configs/Base-SST-R50\.yaml",
         r"sst_d2/configs/quick_schedules/.*\.yaml",
+        r"sst_d2/modeling/ops/csrc/msda_cuda\.cuh",
+        r"sst_d2/modeling/ops/_build_info\.py",
         r"sst_d2-.*/licenses/LICENSE",
     ],
 )
@@ -103,7 +115,27 @@ def test_wheel_holds_each_kind_of_file(wheel_names, pattern):
 def test_wheel_holds_nothing_else(wheel_names):
     foreign = [name for name in wheel_names if not re.match(r"sst_d2/|sst_d2-[\d.]+\.dist-info/", name)]
     assert foreign == []
-    assert [name for name in wheel_names if re.search(r"\.(pth|pkl|png|jpg)$|__pycache__", name)] == []
+    assert [name for name in wheel_names if re.search(r"\.(pth|pkl|png|jpg|so|o)$|__pycache__", name)] == []
+
+
+@pytest.mark.slow
+def test_a_wheel_without_extensions_is_for_every_machine(wheel):
+    assert wheel.name.endswith("-py3-none-any.whl") and wheel.stat().st_size < 2e6
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "c++")), reason="no C++ compiler here")
+def test_a_wheel_with_the_extension_is_for_every_python_and_uses_it(tmp_path_factory, tmp_path):
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 10):
+        pytest.skip("the extension needs PyTorch 2.10")
+    wheel = build_wheel(tmp_path_factory, "cpu")
+    assert re.search(r"-cp310-abi3-\w+\.whl$", wheel.name) and wheel.stat().st_size < 2e6
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    code = "from sst_d2.modeling.ops import backends; print(backends.choice('cpu').name, backends.__file__)"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site"), "SST_D2_MSDA": "auto"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.stdout.split() == ["ext", str(tmp_path / "site/sst_d2/modeling/ops/backends.py")], done.stderr
 
 
 @pytest.mark.slow
