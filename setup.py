@@ -131,7 +131,7 @@ def cpu_extension() -> Extension:
     return Extension(
         "sst_d2.modeling.ops._C_cpu",
         [str(path.relative_to(ROOT)) for path in sorted(SOURCES.glob("msda_cpu*.cpp"))],
-        depends=[str(path) for path in SOURCES.glob("msda_cpu*.h")],
+        depends=[str(path) for path in SOURCES.glob("*.h")],
         include_dirs=[str(torch / "include")],
         library_dirs=[str(torch / "lib")],
         libraries=["torch_cpu"],
@@ -154,7 +154,7 @@ def cuda_extension() -> Extension:
     extension = Extension(
         "sst_d2.modeling.ops._C_cuda",
         [str(path.relative_to(ROOT)) for path in sources],
-        depends=[str(path) for path in SOURCES.glob("msda_cuda*")],
+        depends=[str(path) for path in SOURCES.glob("*.*h")],
         include_dirs=[str(torch / "include"), str(cuda / "include")],
         library_dirs=[str(torch / "lib"), str(cuda / "lib64"), str(cuda / "lib")],
         libraries=["torch_cpu", "torch_cuda", "cudart_static", "rt", "pthread", "dl"],

@@ -31,9 +31,10 @@ def ms_deform_attn(
 ) -> torch.Tensor:
     """Sample every level bilinearly and sum with the weights (Deformable DETR, Eq. 3). Outside of a level lie zeros.
 
-    Places that are out of range, infinite or no numbers contribute zero and get no gradient. Each tensor may have a
-    type and strides of its own. Places, weights and sums are computed in float32; in float64 where ``value`` is.
-    Gradients of gradients, and forward-mode ones, are computed in plain PyTorch.
+    Places that are out of range, infinite or no numbers contribute zero and get no gradient. Only corners inside a
+    level count: an infinite number or NaN in ``value`` reaches only the samples that read its pixel. Each tensor may
+    have a type and strides of its own. Places, weights and sums are computed in float32; in float64 where ``value``
+    is. Gradients of gradients, and forward-mode ones, are computed in plain PyTorch.
 
     Args:
         value: (B, S, M, D) float, the levels one after the other, each row by row.

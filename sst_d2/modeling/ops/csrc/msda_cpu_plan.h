@@ -46,13 +46,13 @@ struct Table {
   }
 };
 
-// The share of a column or row outside. The one inside is read in its place, and may be infinite: 0 times infinity would
-// be no number. So much more of the one inside is far less than what rounding its position does.
+// The share of a column or row outside. The one inside is read in its place, and may be infinite: 0 times infinity
+// would be no number. So much more of the one inside is far less than what rounding its position does.
 template <class R>
 constexpr R kLeast = sizeof(R) == 8 ? R(0x1p-70) : R(0x1p-30);
 
-// Where samples lie: the pixel above and to the left (moved inside the level), the shares of columns and rows, and which
-// of them are inside (-1 where true).
+// Where samples lie: the pixel above and to the left (moved inside the level), the shares of columns and rows, and
+// which of them are inside (-1 where true).
 template <class R>
 struct Located {
   Vec<R> left, right, above, below;
