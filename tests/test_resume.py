@@ -47,6 +47,12 @@ def train(cfg, resume=True):
     return trainer
 
 
+def train_elsewhere(cfg):
+    """In a process that knows no data set yet."""
+    register_dataset_cards(cfg.DATASETS.SST.CARDS)
+    train(cfg)
+
+
 def content(cfg, name="model_final"):
     return torch.load(Path(cfg.OUTPUT_DIR) / f"{name}.pth", weights_only=True)
 
@@ -252,10 +258,16 @@ def test_twenty_kills_at_random_moments_change_nothing(cfg, tmp_path, workers):
     whole = content(cfg), log(cfg)
     cfg.OUTPUT_DIR, cfg.DATALOADER.NUM_WORKERS = str(tmp_path / "killed"), workers
     moments, kills = random.Random(workers), 0
+    # Not forked from this process, which may have threads of PyTorch's that a fork does not survive.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["sst_d2.engine"])
+    first = context.Process(target=print)
+    first.start()
+    first.join()
     while True:
-        process = multiprocessing.get_context("fork").Process(target=train, args=(cfg,))
+        process = context.Process(target=train_elsewhere, args=(cfg,))
         process.start()
-        process.join(moments.uniform(0.0, 1.2) if kills < 20 else 120)
+        process.join(moments.uniform(0.0, 1.2) if kills < 20 else 300)
         if process.exitcode is None and kills < 20:
             process.kill()
             process.join()
