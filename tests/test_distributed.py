@@ -263,6 +263,7 @@ def test_a_worker_that_dies_ends_all_processes_with_its_message(capfd):
 def test_a_worker_that_dies_in_a_single_process_is_a_sentence_too():
     def run():
         for pid in torch.utils.data.DataLoader(_Endless(), batch_size=None, num_workers=1):
+            time.sleep(0.5)  # until it waits: killed inside PyTorch's lock, it would take the lock along
             os.kill(int(pid), signal.SIGKILL)
 
     with pytest.raises(SSTProcessError, match="DataLoader worker .*(killed by signal|unexpectedly).* --resume"):
