@@ -28,6 +28,8 @@ _WORDS = {
     "sst/cosine_x3/": ("of X_3", "{:.3f}"),
     "sst/miou_aux/": ("mIoU of A_aux", "{:.1f}"),
     "sst/scr_image_present/": ("mismatch of images where categories occur", "{:.3f}"),
+    "sst/miou_mapped/": ("mIoU of mapped predictions", "{:.1f}"),
+    "sst/certainty/": ("largest entry of a row of T", "{:.2f}"),
     "sst/gradient/": ("norm of the gradient on F", "{:.2g}"),
 }
 
@@ -45,6 +47,9 @@ class BranchLog(HookBase):
         ``sst/miou_aux/<domain>``: mIoU of A_aux on the domain's images, in percent, as `SSTSemSegEvaluator` defines it.
         ``sst/scr_image_present/<a>-<b>``: mean of 1 - cosine (Eq. 11), over all scales, pairs of images, both
             directions, and the categories that occur.
+        ``sst/miou_mapped/<of>-<to>``: with ``PREDICTION``, mIoU of the mapped predictions in percent, against what
+            they are compared with: labels, or what a source finds most likely.
+        ``sst/certainty/<of>-<to>``: the largest entry of a row of their map, mean over the rows.
         ``sst/gradient/<loss>``: on request, the norm of the gradient of the weighed loss on F (H_3).
     A figure is left out where the batch has no image for it. In dedicated training the domain is the target's.
 
@@ -141,6 +146,13 @@ def figures_of(terms: Any, labels: torch.Tensor, names: Sequence[str]) -> dict[s
         own = labels[[row for row, other in enumerate(names) if other == name]]
         if (own != _IGNORE).any():
             figures[f"sst/miou_aux/{name}"] = mask_miou(logits, own)
+    for direction, mapped in terms.predictions.items():
+        figures[f"sst/certainty/{'-'.join(direction)}"] = float(mapped.matrix.max(dim=1).values.mean())
+        own = labels[[row for row, other in enumerate(names) if other == mapped.images]]
+        if mapped.soft is not None:
+            own = torch.where(own == _IGNORE, own, _most_likely(mapped.soft, own.shape[-2:]))
+        if (own != _IGNORE).any():
+            figures[f"sst/miou_mapped/{'-'.join(direction)}"] = mask_miou(mapped.probabilities, own)
     for pair, rows in terms.image.items():
         present = present_rows(rows, terms.present[pair])
         if len(present):
@@ -158,9 +170,13 @@ def mean_cosine(vectors: torch.Tensor) -> float:
 
 def mask_miou(logits: torch.Tensor, labels: torch.Tensor) -> float:
     """mIoU in percent of logits (b, K, h, w) against label maps (b, H, W), in the label maps' size."""
-    full = F.interpolate(logits.float(), size=labels.shape[-2:], mode="bilinear", align_corners=False)
-    prediction, truth = full.argmax(dim=1).cpu().numpy(), labels.cpu().numpy()
+    prediction, truth = _most_likely(logits, labels.shape[-2:]).cpu().numpy(), labels.cpu().numpy()
     return scores_from_confusion(confusion_matrix(prediction, truth, logits.shape[1], _IGNORE))["mIoU"]
+
+
+def _most_likely(scores: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """(b, K, h, w) to (b, *size) int64."""
+    return F.interpolate(scores.float(), size=tuple(size), mode="bilinear", align_corners=False).argmax(dim=1)
 
 
 def present_rows(

@@ -167,9 +167,16 @@ def _auxiliary_node() -> dict[str, Any]:
         # Factors of LOSS_WEIGHTS.SCR for Eq. (10), data sets, and Eq. (11), images; 0: that level is not built.
         "DATASET_LEVEL": 1.0,
         "IMAGE_LEVEL": 1.0,
+        # Factor of LOSS_WEIGHTS.SEG for a consistency of predictions, which the paper does not have; 0: not built. What
+        # one domain's head predicts on another's images is brought into their label system by a learnt map, and
+        # compared with their labels; for the pairs of STRATEGY, both ways. DATASET_LEVEL and IMAGE_LEVEL may then be 0.
+        "PREDICTION": 0.0,
         # M_static of pairs without published values: text file of word vectors (GloVe, fastText), relative to the
         # working directory; "": the body lexicon.
         "WORD_VECTORS": "",
+        # Controls for experiments, in the place of M_static: "lexicon": the body lexicon for all pairs; "identity": 1
+        # where two classes have the same name, else 0; "random": even in [0, 1], by SEED and pair. "": none of them.
+        "RELATIONS": "",
         # Standard deviation of the random X_0.
         "EMBEDDING_STD": 0.02,
         # What the next four keys are where they are left open. "paper": "none", "classes", "sum", 0, as the paper

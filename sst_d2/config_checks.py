@@ -77,6 +77,8 @@ _RULES = (
     ("MODEL.SST.AUXILIARY.PAIRS", _list_of(_list_of(_text, 2)), "a list of pairs of label domains"),
     ("MODEL.SST.AUXILIARY.DATASET_LEVEL", *_NOT_NEGATIVE),
     ("MODEL.SST.AUXILIARY.IMAGE_LEVEL", *_NOT_NEGATIVE),
+    ("MODEL.SST.AUXILIARY.PREDICTION", *_NOT_NEGATIVE),
+    ("MODEL.SST.AUXILIARY.RELATIONS", *_one_of("", "lexicon", "identity", "random")),
     ("MODEL.SST.AUXILIARY.EMBEDDING_STD", *_ABOVE_ZERO),
     ("MODEL.SST.AUXILIARY.PRESET", *_one_of("paper", "stable")),
     ("MODEL.SST.AUXILIARY.STOP_GRADIENT", *_one_of("", "none", "target")),
@@ -156,16 +158,40 @@ def _disagreements(cfg: CN) -> Iterator[tuple[str, str]]:
     for name, heads in (("DECODER", decoder.HEADS), ("PIXEL_DECODER", cfg.MODEL.SST.PIXEL_DECODER.HEADS)):
         if decoder.DIM % heads:
             yield f"MODEL.SST.{name}.HEADS", f"{heads!r}; allowed: divisors of MODEL.SST.DECODER.DIM ({decoder.DIM})"
-    for name, reader in (("ORDER", "progressive"), ("PAIRS", "pairs")):
-        if auxiliary.ENABLED and auxiliary[name] and reader != auxiliary.STRATEGY:
-            yield (
-                f"MODEL.SST.AUXILIARY.{name}",
-                f"{list(auxiliary[name])!r} is read with STRATEGY {reader} only, and STRATEGY is "
-                f"{auxiliary.STRATEGY!r}; set MODEL.SST.AUXILIARY.STRATEGY {reader}, or leave {name} empty",
-            )
+    if auxiliary.ENABLED:
+        yield from _disagreements_of_branch(auxiliary, cfg.SEED)
     if fraction < 1 and cfg.SEED < 0:
         yield (
             "SEED",
             f"{cfg.SEED!r} is drawn anew in every run, and DATASETS.SST.TRAIN_FRACTION {fraction} chooses images by "
             "it: no run could go on with its own; allowed: 0 or more",
+        )
+
+
+def _disagreements_of_branch(auxiliary: CN, seed: int) -> Iterator[tuple[str, str]]:
+    node = "MODEL.SST.AUXILIARY"
+    for name, reader in (("ORDER", "progressive"), ("PAIRS", "pairs")):
+        if auxiliary[name] and reader != auxiliary.STRATEGY:
+            yield (
+                f"{node}.{name}",
+                f"{list(auxiliary[name])!r} is read with STRATEGY {reader} only, and STRATEGY is "
+                f"{auxiliary.STRATEGY!r}; set {node}.STRATEGY {reader}, or leave {name} empty",
+            )
+    if auxiliary.PREDICTION and auxiliary.STRATEGY == "none":
+        yield (
+            f"{node}.PREDICTION",
+            f"{auxiliary.PREDICTION!r} compares the pairs of label domains that STRATEGY chooses, and STRATEGY is "
+            f"'none'; set {node}.STRATEGY full, for predictions alone with DATASET_LEVEL 0 and IMAGE_LEVEL 0; or "
+            "PREDICTION 0",
+        )
+    if auxiliary.RELATIONS and auxiliary.WORD_VECTORS:
+        yield (
+            f"{node}.WORD_VECTORS",
+            f"{auxiliary.WORD_VECTORS!r} is not read with RELATIONS {auxiliary.RELATIONS!r}; leave one of them empty",
+        )
+    if auxiliary.RELATIONS == "random" and seed < 0:
+        yield (
+            f"{node}.RELATIONS",
+            f"'random' draws by SEED, and SEED {seed!r} is drawn anew in every run: no run could go on with its own "
+            "values; set SEED to 0 or more",
         )

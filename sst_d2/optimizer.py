@@ -9,8 +9,10 @@ from detectron2.config import CfgNode
 from detectron2.solver.build import maybe_add_gradient_clipping
 from torch import nn
 
-# Parameters that say where, not what: weight decay would pull places together.
-_PLACES = ("relative_position_bias_table", "level_embedding")
+# Weight decay would pull places together (the first two say where, not what), and make probabilities equal (the last).
+_WITHOUT_DECAY = ("relative_position_bias_table", "level_embedding", "relation_logits")
+# The logarithms among them have several units to go, whatever the network's learning rate.
+_FASTER = {"relation_logits": 10.0}
 _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
@@ -54,11 +56,11 @@ def parameter_groups(
 
     Args:
         model: parameters below ``backbone.`` learn at ``base_lr * backbone_multiplier``.
-        base_lr: of all others.
+        base_lr: of all others; maps between label systems learn ten times as fast.
         backbone_multiplier: see above.
         weight_decay: of weights.
         weight_decay_norm: of the parameters of normalisation layers.
-        weight_decay_bias: of other biases. Position tables and level embeddings have none.
+        weight_decay_bias: of other biases. Position tables, level embeddings and maps between label systems have none.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     seen: set[nn.Parameter] = set()
@@ -67,10 +69,10 @@ def parameter_groups(
             if not parameter.requires_grad or parameter in seen:
                 continue
             seen.add(parameter)
-            lr = base_lr * (backbone_multiplier if module_name.startswith("backbone") else 1.0)
+            lr = base_lr * (backbone_multiplier if module_name.startswith("backbone") else _FASTER.get(name, 1.0))
             if isinstance(module, _NORMS):
                 decay = weight_decay_norm
-            elif name in _PLACES:
+            elif name in _WITHOUT_DECAY:
                 decay = 0.0
             else:
                 decay = weight_decay_bias if name.endswith("bias") else weight_decay

@@ -12,8 +12,8 @@ from conftest import tiny_cfg
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
-from sst_d2.branch_log import BranchLog, degenerated, gradient_norm, mean_cosine
-from sst_d2.modeling.losses import AuxiliaryTerms
+from sst_d2.branch_log import BranchLog, degenerated, described, figures_of, gradient_norm, mean_cosine
+from sst_d2.modeling.losses import AuxiliaryTerms, MappedPrediction
 
 CLASSES = {"pascal_person_part": 7, "atr": 18, "cihp": 20}
 PAIRS = [("pascal_person_part", "atr"), ("pascal_person_part", "cihp"), ("atr", "cihp")]
@@ -136,6 +136,26 @@ def test_a_figure_that_the_batch_has_no_image_for_is_left_out(model):
     assert sorted(observed(model, samples)) == sorted([*kinds, "sst/cosine_x3/atr"])
 
 
+def test_figures_of_mapped_predictions_are_those_of_plain_loops():
+    torch.manual_seed(0)
+    model = build_model(tiny_cfg(list(CLASSES), MODEL__SST__AUXILIARY__PREDICTION=0.5)).train()
+    for head in model.heads.values():  # that predict many categories
+        torch.nn.init.normal_(head.weight)
+    samples = batch(["atr", "cihp", "atr"])
+    figures, (terms, labels, _, _) = observed(model, samples), spied(model, samples)
+    assert len(terms.predictions) == 6
+    for (of, to), mapped in terms.predictions.items():
+        certainty = [max(row) for row in mapped.matrix.tolist()]
+        assert figures[f"sst/certainty/{of}-{to}"] == pytest.approx(sum(certainty) / len(certainty))
+        rows = [row for row, sample in enumerate(samples) if sample["label_domain"] == to]
+        assert (f"sst/miou_mapped/{of}-{to}" in figures) == bool(rows)
+        if rows:
+            full = [equations.upsampled(q, labels.shape[1:]).argmax(0) for q in mapped.probabilities.detach().numpy()]
+            wanted = miou_of(full, labels[rows], CLASSES[to])
+            assert figures[f"sst/miou_mapped/{of}-{to}"] == pytest.approx(wanted, rel=1e-5) and wanted > 0
+    assert "mIoU of mapped predictions: pascal_person_part-atr" in described(figures)
+
+
 def test_gradients_are_those_of_each_loss_alone(model):
     samples = batch(["cihp", "atr", "atr"])
     figures = observed(model, samples, gradients=True)
@@ -237,6 +257,21 @@ def test_of_a_source_the_targets_categories_alone_are_asked():
     figures = {"sst/cosine_x3/b": 0.95, "sst/scr_image_present/a-b": 0.001}
     assert "(mean cosine: b 0.950)" in degenerated(figures, ("a", "b"))
     assert degenerated({"sst/scr_image_present/a-b": 0.001}, ("a", "b")) == ""
+
+
+def test_predictions_for_a_source_are_held_against_its_own_but_where_labels_are_ignored():
+    generator = torch.Generator().manual_seed(0)
+    mine, theirs = (torch.rand(1, 4, 3, 3, generator=generator) for _ in range(2))
+    labels = torch.zeros(1, 12, 12, dtype=torch.int64)
+    labels[0, :5] = 255
+    predictions = {("t", "s"): MappedPrediction(mine, torch.eye(4), "t", theirs)}
+    terms = AuxiliaryTerms({}, {}, {}, {}, predictions=predictions)
+    own, other = (equations.upsampled(scores[0].numpy(), (12, 12)).argmax(0) for scores in (mine, theirs))
+    other[labels[0].numpy() == 255] = 255
+    figures = figures_of(terms, labels, ["t"])
+    assert figures == {"sst/certainty/t-s": 1.0, "sst/miou_mapped/t-s": pytest.approx(miou_of(own, other, 4))}
+    labels[:] = 255
+    assert figures_of(terms, labels, ["t"]) == {"sst/certainty/t-s": 1.0}
 
 
 def test_rows_of_zeros_have_no_direction():

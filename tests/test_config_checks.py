@@ -69,6 +69,9 @@ FASHIONISTA = str(ROOT / "tests" / "label_domains" / "fashionista7.yaml")
         ("MODEL.SST.AUXILIARY.PAIRS", ["atr", "cihp"]),
         ("MODEL.SST.AUXILIARY.DATASET_LEVEL", -1.0),
         ("MODEL.SST.AUXILIARY.IMAGE_LEVEL", "high"),
+        ("MODEL.SST.AUXILIARY.PREDICTION", -0.5),
+        ("MODEL.SST.AUXILIARY.PREDICTION", "on"),
+        ("MODEL.SST.AUXILIARY.RELATIONS", "glove"),
         ("MODEL.SST.AUXILIARY.EMBEDDING_STD", -0.02),
         ("MODEL.SST.AUXILIARY.EMBEDDING_STD", 0.0),
         ("MODEL.SST.AUXILIARY.PRESET", "safe"),
@@ -118,6 +121,15 @@ KEY = "MODEL.SST.AUXILIARY."
         ([KEY + "ORDER", ["atr", "cihp"]], "ORDER: .*'atr', 'cihp'.* is read with STRATEGY progressive only.* 'full'"),
         ([KEY + "PAIRS", [["atr", "cihp"]]], "PAIRS: .* is read with STRATEGY pairs only, and STRATEGY is 'full'"),
         ([KEY + "PAIRS", [["atr", "cihp"]], KEY + "STRATEGY", "progressive"], "PAIRS: .* STRATEGY is 'progressive'"),
+        (
+            [KEY + "PREDICTION", 0.5, KEY + "STRATEGY", "none"],
+            r"PREDICTION: 0\.5 .*, and STRATEGY is 'none'; set .*STRATEGY full, .*IMAGE_LEVEL 0; or PREDICTION 0$",
+        ),
+        (
+            [KEY + "RELATIONS", "identity", KEY + "WORD_VECTORS", "g.txt"],
+            "WORD_VECTORS: 'g.txt' is not read with REL.*",
+        ),
+        ([KEY + "RELATIONS", "random", "SEED", -1], "RELATIONS: 'random' draws by SEED, and SEED -1 .*set SEED to 0"),
         (["DATASETS.SST.TRAIN_FRACTION", 0.5, "SEED", -1], "SEED: -1 is drawn anew .*TRAIN_FRACTION 0.5"),
     ],
 )
@@ -134,6 +146,9 @@ def test_values_that_do_not_go_together_are_refused(pairs, message):
         [KEY + "ORDER", ["atr", "cihp"], KEY + "STRATEGY", "progressive"],
         [KEY + "PAIRS", [["atr", "cihp"]], KEY + "STRATEGY", "pairs"],
         [KEY + "PAIRS", [["atr", "cihp"]], KEY + "ENABLED", False],  # nothing of the node is read
+        [KEY + "PREDICTION", 0.5, KEY + "STRATEGY", "none", KEY + "ENABLED", False],
+        [KEY + "PREDICTION", 0.5, KEY + "DATASET_LEVEL", 0.0, KEY + "IMAGE_LEVEL", 0.0],
+        [KEY + "RELATIONS", "identity", "SEED", -1],
         ["DATASETS.SST.TRAIN_FRACTION", 1.0, "SEED", -1],
     ],
 )
@@ -157,3 +172,10 @@ def test_one_label_domain_alone_is_told_what_to_do():
     assert build_model(tiny_cfg(["atr"], MODEL__SST__AUXILIARY__STRATEGY="none")).auxiliary is not None
     assert build_model(tiny_cfg(["atr"], MODEL__SST__AUXILIARY__ENABLED=False)).auxiliary is None
     assert build_model(inference_config(tiny_cfg(["atr"]))).auxiliary is None
+
+
+def test_with_no_level_and_no_prediction_there_is_nothing_to_compare():
+    alone = {"MODEL__SST__AUXILIARY__DATASET_LEVEL": 0.0, "MODEL__SST__AUXILIARY__IMAGE_LEVEL": 0.0}
+    with pytest.raises(SSTConfigError, match="both 0, so MST has nothing to compare; .*STRATEGY none, .* PREDICTION"):
+        build_model(tiny_cfg(**alone))
+    assert build_model(tiny_cfg(MODEL__SST__AUXILIARY__PREDICTION=0.5, **alone)).auxiliary.prediction is not None

@@ -20,12 +20,14 @@ from sst_d2.launch import launch, report_user_error
 from sst_d2.train_step import TrainStep
 
 CLASSES = {"pascal_person_part": 7, "atr": 18, "cihp": 20}
-IMAGE, DATASET, STRATEGY = (f"MODEL__SST__AUXILIARY__{key}" for key in ("IMAGE_LEVEL", "DATASET_LEVEL", "STRATEGY"))
+KEY = "MODEL__SST__AUXILIARY__"
+IMAGE, DATASET, STRATEGY, PREDICTION = (KEY + k for k in ("IMAGE_LEVEL", "DATASET_LEVEL", "STRATEGY", "PREDICTION"))
 SCENARIOS = {
     "full": {},
     "image level alone": {DATASET: 0.0},
     "dataset level alone": {IMAGE: 0.0},
     "no MST": {STRATEGY: "none"},
+    "predictions alone": {IMAGE: 0.0, DATASET: 0.0, PREDICTION: 0.5},
 }
 
 
@@ -160,6 +162,14 @@ def test_domains_that_never_meet_have_a_zero_at_the_image_level_and_are_compared
     assert torch.count_nonzero(gradients["heads.pascal_person_part.weight"]) == 0
 
 
+def test_predictions_of_one_process_for_images_of_the_other_count(of_two_processes):
+    losses, gradients = of_two_processes["predictions alone", 2]
+    assert losses["loss_pred/cihp-atr"] > 0 and losses["loss_pred/atr-cihp"] > 0
+    assert losses["loss_pred/atr-pascal_person_part"] == 0
+    assert torch.count_nonzero(gradients["heads.pascal_person_part.weight"])
+    assert torch.count_nonzero(gradients["auxiliary.prediction.maps.atr-pascal_person_part.relation_logits"]) == 0
+
+
 def test_a_number_that_is_none_on_one_process_stops_all_with_the_same_sentence(tmp_path):
     launch(write_what_stops, 2, args=(str(tmp_path),))
     first, second = (torch.load(tmp_path / rank) for rank in "01")
@@ -205,6 +215,7 @@ def end_by_signal(kind):
         if kind == "worker":
             workers = torch.utils.data.DataLoader(_Endless(), batch_size=None, num_workers=1)
             for pid in workers:
+                time.sleep(0.5)  # until it waits: killed inside PyTorch's lock, it would take the lock along
                 os.kill(int(pid), signal.SIGKILL)
                 time.sleep(0.2)
         os.kill(os.getpid(), signal.SIGKILL)

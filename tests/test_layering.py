@@ -110,7 +110,10 @@ def test_a_process_that_predicts_never_loads_what_serves_training():
         "from detectron2.modeling import build_model; import sst_d2, sst_d2.engine, sst_d2.inference\n"
         "def loaded(): return [name for name in sys.modules if name.startswith('sst_d2.modeling.auxiliary')]\n"
         "cfg = tiny_cfg(['atr', 'cihp']); build_model(sst_d2.inference_config(cfg)); assert not loaded(), loaded()\n"
-        "build_model(cfg); assert loaded(); print('fine')"
+        "build_model(cfg); assert loaded()\n"
+        "assert 'sst_d2.modeling.auxiliary.prediction' not in loaded()  # an option, and off\n"
+        "cfg.MODEL.SST.AUXILIARY.PREDICTION = 1.0; build_model(cfg)\n"
+        "assert 'sst_d2.modeling.auxiliary.prediction' in loaded(); print('fine')"
     )
     result = in_a_new_process(code)
     assert result.stdout.strip().endswith("fine"), result.stderr

@@ -10,6 +10,7 @@ from sst_d2.optimizer import build_optimizer, full_model_clip
 
 def test_every_parameter_is_in_one_group_with_its_learning_rate_and_decay():
     cfg = tiny_cfg(SOLVER__BASE_LR=0.1, SOLVER__SST__BACKBONE_MULTIPLIER=0.5, SOLVER__WEIGHT_DECAY_BIAS=0.02)
+    cfg.MODEL.SST.AUXILIARY.PREDICTION = 1.0
     model = build_model(cfg)
     optimizer = build_optimizer(cfg, model)
     assert isinstance(optimizer, torch.optim.AdamW)
@@ -26,6 +27,7 @@ def test_every_parameter_is_in_one_group_with_its_learning_rate_and_decay():
     assert found[names["decoder.stages.4.norm.weight"]] == found[names["decoder.stages.4.norm.bias"]] == (0.1, 0.0)
     assert found[names["decoder.pixel_decoder.level_embedding"]] == (0.1, 0.0)
     assert found[names["decoder.stages.4.blocks.0.attn.relative_position_bias_table"]] == (0.1, 0.0)
+    assert found[names["auxiliary.prediction.maps.atr-cihp.relation_logits"]] == (1.0, 0.0)
 
 
 def test_frozen_parameters_are_left_out():

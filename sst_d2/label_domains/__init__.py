@@ -10,10 +10,11 @@ from sst_d2.label_domains.registry import (
     load_label_domain,
     register_label_domain,
 )
-from sst_d2.label_domains.relations import cross_similarity, intra_adjacency, similarity_source
+from sst_d2.label_domains.relations import control_similarity, cross_similarity, intra_adjacency, similarity_source
 
 __all__ = [
     "LabelDomain",
+    "control_similarity",
     "cross_similarity",
     "get_label_domain",
     "intra_adjacency",

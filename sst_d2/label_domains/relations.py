@@ -3,6 +3,7 @@ and how much the classes of two domains resemble each other (M_static of Eq. 8).
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -14,6 +15,7 @@ import numpy as np
 
 from sst_d2.errors import LabelDomainError
 from sst_d2.label_domains.body_lexicon import body_lexicon
+from sst_d2.label_domains.class_words import class_words, word_forms
 from sst_d2.label_domains.domain import LabelDomain
 from sst_d2.label_domains.word_vectors import class_vectors
 
@@ -89,6 +91,35 @@ def similarity_source(a: LabelDomain, b: LabelDomain, vectors: str | os.PathLike
         return f"word vectors of {os.fspath(vectors)}"
     own = [domain.source for domain in (a, b) if domain.covers]
     return "body lexicon" + (f", with `covers` of {' and '.join(own)}" if own else "")
+
+
+def control_similarity(a: LabelDomain, b: LabelDomain, kind: str, seed: int = 0) -> np.ndarray:
+    """What may stand in the place of `cross_similarity`, to see by experiment what its values are worth.
+
+    Args:
+        a, b: as `cross_similarity`.
+        kind: "lexicon": source 4 of `cross_similarity`, whatever else there is; "identity": 1 where two classes have
+            the same name, but for case, signs and the plural, else 0; "random": even between 0 and 1.
+        seed: of "random"; the names of the two domains count too, in any order.
+
+    Returns:
+        (K_b, K_a) float64 in [0, 1]; of swapped arguments the transpose, exactly.
+
+    Raises:
+        LabelDomainError: with "lexicon", a class has a word that it does not know.
+    """
+    if kind == "lexicon":
+        return _cosines(_coverage(b), _coverage(a))
+    if kind == "identity":
+        of_a, of_b = ([set(word_forms("".join(class_words(name)))) for name in own.classes] for own in (a, b))
+        return np.array([[float(not one.isdisjoint(other)) for other in of_a] for one in of_b])
+    if kind == "random":
+        first, second = sorted((a, b), key=lambda domain: domain.name)
+        text = json.dumps([seed, first.name, second.name])
+        generator = np.random.default_rng(list(hashlib.sha256(text.encode()).digest()))
+        matrix = generator.random((second.num_classes, first.num_classes))
+        return matrix if first is a else np.ascontiguousarray(matrix.T)
+    raise ValueError(f"kind {kind!r}")
 
 
 def _given(a: LabelDomain, b: LabelDomain) -> np.ndarray | None:

@@ -9,11 +9,31 @@ import torch
 import torch.nn.functional as F
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
+from torch.utils.checkpoint import checkpoint
 
 from sst_d2.errors import SSTConfigError
 
 IGNORE = 255
 Pair = tuple[str, str]
+# Probabilities below are taken as it: none is so small where the network is sound, and its inverse is still a number.
+_SMALLEST = 1e-30
+
+
+@dataclass(frozen=True)
+class MappedPrediction:
+    """What one label domain's head predicts, in the label system of another.
+
+    Attributes:
+        probabilities: (b, K, h, w), which add up to 1 over the K categories of the other.
+        matrix: the map, (K of the head's domain, K), rows add up to 1.
+        images: the label domain of the images.
+        soft: (b, K, h, w) probabilities to compare with; None: the images' labels.
+    """
+
+    probabilities: torch.Tensor
+    matrix: torch.Tensor
+    images: str
+    soft: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -27,6 +47,7 @@ class AuxiliaryTerms:
         present: by pair of domains and scale whether a category occurs, (b_1, K_1) and (b_2, K_2) bool.
         embeddings: by domain X_0, (K, D); no loss needs it, the training log does, as the next.
         categories: by domain X_L of its images, (b, K, D).
+        predictions: by direction, the head's domain first; empty: the option is off.
     """
 
     logits: Mapping[str, torch.Tensor]
@@ -35,6 +56,7 @@ class AuxiliaryTerms:
     present: Mapping[Pair, Sequence[tuple[torch.Tensor, torch.Tensor]]]
     embeddings: Mapping[str, torch.Tensor] = field(default_factory=dict)
     categories: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    predictions: Mapping[Pair, MappedPrediction] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -60,6 +82,7 @@ class SSTLosses:
         aux_weight: β, of the losses of A_aux.
         scr_weight: λ, of both levels of the consistency regularisation.
         dataset_share, image_share: factors of λ for each level.
+        prediction_share: factor of α for mapped predictions.
         present_only: divide by the categories that occur, and leave the others out; else by all (Eq. 11), where an
             absent one costs the constant 1.
         mean: over the scales and the pairs of domains; else the sum (Eq. 11, 12).
@@ -74,12 +97,14 @@ class SSTLosses:
         *,
         dataset_share: float = 1.0,
         image_share: float = 1.0,
+        prediction_share: float = 0.0,
         present_only: bool = False,
         mean: bool = False,
         ramp: int = 0,
     ) -> None:
         self.seg_weight, self.aux_weight, self.scr_weight = seg_weight, aux_weight, scr_weight
         self.dataset_share, self.image_share = dataset_share, image_share
+        self.prediction_share = prediction_share
         self.present_only, self.mean, self.ramp = present_only, mean, ramp
 
     def segmentation(
@@ -116,7 +141,8 @@ class SSTLosses:
             labels, totals: as `segmentation`.
 
         Returns:
-            ``loss_aux/<domain>``, ``loss_scr_dataset/<a>-<b>``, ``loss_scr_image/<a>-<b>``: scalars.
+            ``loss_aux/<domain>``, ``loss_scr_dataset/<a>-<b>``, ``loss_scr_image/<a>-<b>``, and with the option
+            ``loss_pred/<of>-<to>``: scalars.
         """
         losses = _cross_entropies("loss_aux", self.aux_weight, terms.logits, labels, totals)
         weight = self.scr_weight * self._ramped()
@@ -127,6 +153,24 @@ class SSTLosses:
             losses[f"loss_scr_dataset/{'-'.join(pair)}"] = value * (weight * self.dataset_share / parts)
         if terms.image:
             losses.update(self._image_level(terms, weight * self.image_share / (pairs if self.mean else 1), totals))
+        if terms.predictions:
+            losses.update(self._predictions(terms.predictions, labels, totals))
+        return losses
+
+    def _predictions(
+        self,
+        predictions: Mapping[Pair, MappedPrediction],
+        labels: Mapping[str, torch.Tensor],
+        totals: BatchTotals | None,
+    ) -> dict[str, torch.Tensor]:
+        """The mean over labelled pixels, of all processes and parts, as that of `segmentation`."""
+        device = next(iter(labels.values())).device
+        scales = self.seg_weight * self.prediction_share * _shares(_labelled_pixels(labels, totals), device)
+        of_domain = dict(zip(labels, scales, strict=True))
+        losses = {}
+        for direction, mapped in predictions.items():
+            total = _summed_mapped_cross_entropy(mapped, labels[mapped.images])
+            losses[f"loss_pred/{'-'.join(direction)}"] = total * of_domain[mapped.images].to(total.dtype)
         return losses
 
     def _image_level(self, terms: AuxiliaryTerms, weight: float, totals: BatchTotals | None) -> dict[str, torch.Tensor]:
@@ -176,16 +220,19 @@ def _cross_entropies(
     labels: Mapping[str, torch.Tensor],
     totals: BatchTotals | None,
 ) -> dict[str, torch.Tensor]:
-    if totals is None:
-        counts = torch.stack([(labels[domain] != IGNORE).sum() for domain in logits])
-    else:
-        counts = totals.labelled_pixels
-    scales = weight * _shares(counts, next(iter(logits.values())).device)
+    scales = weight * _shares(_labelled_pixels(labels, totals), next(iter(logits.values())).device)
     losses = {}
-    for domain, scale in zip(logits, scales, strict=True):
+    for domain, scale in zip(labels, scales, strict=True):
         total = _summed_cross_entropy(logits[domain], labels[domain])
         losses[f"{name}/{domain}"] = total * scale.to(total.dtype)
     return losses
+
+
+def _labelled_pixels(labels: Mapping[str, torch.Tensor], totals: BatchTotals | None) -> torch.Tensor:
+    """By domain, in the order of ``labels``, of the whole batch of this process."""
+    if totals is not None:
+        return totals.labelled_pixels
+    return torch.stack([(own != IGNORE).sum() for own in labels.values()])
 
 
 def _shares(counts: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -202,3 +249,27 @@ def _summed_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.T
     precise = logits.to(torch.promote_types(logits.dtype, torch.float32))  # half precision sums badly
     full = upsample(precise, tuple(labels.shape[-2:]))
     return F.cross_entropy(full, labels, ignore_index=IGNORE, reduction="sum")
+
+
+def _summed_mapped_cross_entropy(mapped: MappedPrediction, labels: torch.Tensor) -> torch.Tensor:
+    """Over the labelled pixels of (b, H, W) labels.
+
+    Probabilities are up-sampled, not logits: that commutes with the map. Soft targets are no larger than what they are
+    compared with, so these are compared in their own size, and each of its pixels counts as up-sampling spreads it.
+    """
+    known = labels != IGNORE
+    size = tuple(labels.shape[-2:])
+    if mapped.soft is None:
+        # Computed once more on the way back, instead of kept: K numbers per pixel of the labels.
+        likely = checkpoint(_likelihoods, mapped.probabilities, labels, use_reentrant=False, preserve_rng_state=False)
+        entropies = -likely.clamp(min=_SMALLEST).log()
+    else:
+        logarithms = mapped.probabilities.clamp(min=_SMALLEST).log()
+        entropies = upsample(-(mapped.soft * logarithms).sum(dim=1, keepdim=True), size)[:, 0]
+    return torch.where(known, entropies, 0.0).sum()
+
+
+def _likelihoods(probabilities: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """(b, K, h, w) and (b, H, W) to the probability of each pixel's own label, (b, H, W); of ignored ones another's."""
+    full = upsample(probabilities, tuple(labels.shape[-2:]))
+    return full.gather(1, labels.masked_fill(labels == IGNORE, 0)[:, None])[:, 0]

@@ -37,7 +37,8 @@ class SST(nn.Module):
         pixel_mean, pixel_std: per channel, in the order of the input's channels, in 0..255.
         default_domain: domain of inputs that name none; None: the first.
         auxiliary: training-only module, called with ``images`` (B, 3, H, W), ``features`` (the decoder's dict),
-            ``labels`` (B, H, W), ``domains`` (B names) and ``logits`` (by domain); returns `AuxiliaryTerms`.
+            ``labels`` (B, H, W), ``domains`` (B names), ``logits`` (by domain) and ``heads`` (from features and a
+            domain's name to logits); returns `AuxiliaryTerms`.
 
     Raises:
         SSTConfigError: ``default_domain`` is none of ``domains``.
@@ -179,7 +180,14 @@ class SST(nn.Module):
         by_domain = {domain: labels[index] for domain, index in rows.items()}
         losses = self.losses.segmentation(logits, by_domain, totals)
         if self.auxiliary is not None:
-            terms = self.auxiliary(images=images.tensor, features=features, labels=labels, domains=names, logits=logits)
+            terms = self.auxiliary(
+                images=images.tensor,
+                features=features,
+                labels=labels,
+                domains=names,
+                logits=logits,
+                heads=self.heads,
+            )
             losses.update(self.losses.auxiliary(terms, by_domain, totals))
         return losses
 
@@ -228,6 +236,7 @@ def _losses_from_config(node: CfgNode) -> SSTLosses:
         weights.SCR,
         dataset_share=auxiliary.DATASET_LEVEL,
         image_share=auxiliary.IMAGE_LEVEL,
+        prediction_share=auxiliary.PREDICTION,
         present_only=preset_value(auxiliary, "NORMALIZE") == "present",
         mean=preset_value(auxiliary, "REDUCE") == "mean",
         ramp=preset_value(auxiliary, "RAMP"),

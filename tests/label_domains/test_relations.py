@@ -13,6 +13,7 @@ from conftest import ROOT
 from sst_d2.errors import LabelDomainError
 from sst_d2.label_domains import (
     LabelDomain,
+    control_similarity,
     cross_similarity,
     get_label_domain,
     intra_adjacency,
@@ -335,3 +336,43 @@ def test_two_files_may_say_the_same_and_not_two_things():
     other = domain("b", classes=["head", "torso"], similarity={"a": {**same, "torso": {"hat": 0.1}}})
     with pytest.raises(LabelDomainError, match=r"a\.yaml and b\.yaml both compare 'a' with 'b', and differ"):
         cross_similarity(a, other)
+
+
+# ---- controls
+
+
+@pytest.mark.parametrize("kind", ["lexicon", "identity", "random"])
+def test_a_control_of_swapped_domains_is_the_transpose(kind):
+    for a, b in itertools.combinations(ALL, 2):
+        matrix = control_similarity(a, b, kind, seed=3)
+        assert matrix.shape == (b.num_classes, a.num_classes) and matrix.min() >= 0 and matrix.max() <= 1
+        assert np.array_equal(matrix.T, control_similarity(b, a, kind, seed=3))
+
+
+def test_equal_names_alone_are_identical():
+    matrix = control_similarity(ATR, CIHP, "identity")
+    for (k, name), (j, other) in itertools.product(enumerate(CIHP.classes), enumerate(ATR.classes)):
+        assert matrix[k, j] == (name == other), (name, other)
+    assert control_similarity(PASCAL, CIHP, "identity").sum() == 1  # the background
+    a = domain("a", classes=["background", "T-shirt", "LeftShoe", "sock", "hat"])
+    b = domain("b", classes=["hats", "Background", "left shoe", "tshirt", "socks", "right-shoe"])
+    pairs = np.argwhere(control_similarity(a, b, "identity")).tolist()
+    assert pairs == [[0, 4], [1, 0], [2, 2], [3, 1], [4, 3]]
+
+
+def test_the_lexicon_goes_before_published_values_where_it_is_asked_for():
+    assert np.array_equal(control_similarity(ATR, CIHP, "lexicon"), cross_similarity(by_lexicon(ATR), by_lexicon(CIHP)))
+    assert not np.array_equal(control_similarity(ATR, CIHP, "lexicon"), cross_similarity(ATR, CIHP))
+
+
+def test_random_values_are_even_and_belong_to_seed_and_pair():
+    values = control_similarity(ATR, CIHP, "random", seed=0)
+    assert np.array_equal(values, control_similarity(ATR, CIHP, "random", seed=0))
+    assert not np.array_equal(values, control_similarity(ATR, CIHP, "random", seed=1))
+    assert not np.isin(values, control_similarity(PASCAL, CIHP, "random", seed=0)).any()
+    assert abs(values.mean() - 0.5) < 0.05 and abs(np.quantile(values, 0.25) - 0.25) < 0.06
+
+
+def test_another_control_is_none():
+    with pytest.raises(ValueError, match="kind 'glove'"):
+        control_similarity(ATR, CIHP, "glove")

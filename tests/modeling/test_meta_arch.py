@@ -159,12 +159,13 @@ def test_plain_arguments_build_the_same_network_as_a_configuration():
 
 def test_an_auxiliary_module_joins_the_losses_in_training_only():
     class Auxiliary(nn.Module):
-        def forward(self, *, images, features, labels, domains, logits):
+        def forward(self, *, images, features, labels, domains, logits, heads):
             assert images.shape == (2, 3, 32, 32) and labels.shape == (2, 32, 32) and domains == ["atr", "cihp"]
             assert {stride: tuple(maps.shape) for stride, maps in features.items()} == {
                 stride: (2, 32, 32 // stride, 32 // stride) for stride in (16, 8, 4)
             }
             assert {name: len(maps) for name, maps in logits.items()} == {"pascal_person_part": 0, "atr": 1, "cihp": 1}
+            assert torch.equal(heads(features[4][1:], "cihp"), logits["cihp"])
             rows = features[16].mean()[None]
             return AuxiliaryTerms(logits, {("atr", "cihp"): (rows, rows)}, {}, {})
 

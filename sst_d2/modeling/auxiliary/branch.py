@@ -1,6 +1,7 @@
 """`AuxiliaryBranch`: MSA, MSE and MST beside the parsing network, in training only.
 
-It needs the decoder's feature maps, the label maps and the names of the domains, and knows nothing else of the network.
+It needs the decoder's feature maps, the label maps and the names of the domains, and of the network nothing else but,
+where predictions are compared, its heads.
 It returns raw terms; `sst_d2.modeling.losses` weighs them.
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,7 +19,7 @@ from torch import nn
 from sst_d2.errors import SSTConfigError
 from sst_d2.files import expand_path
 from sst_d2.label_domains import LabelDomain
-from sst_d2.label_domains.relations import cross_similarity, similarity_source
+from sst_d2.label_domains.relations import control_similarity, cross_similarity, similarity_source
 from sst_d2.modeling.auxiliary.enhancement import auxiliary_logits
 from sst_d2.modeling.auxiliary.pairs import Pair, choose_pairs, choose_source_pairs
 from sst_d2.modeling.auxiliary.representations import (
@@ -45,6 +47,7 @@ class AuxiliaryBranch(DomainRepresentations):
             pairs that MST bridges; empty: no MST. Of two domains of the model the first comes first in ``domains``; of
             a source's and the model's the source's.
         dataset_level, image_level: compare the domains (Eq. 8, 10), compare pairs of images (Eq. 9, 11).
+        prediction: compare predictions too, see `PredictionTransfer`.
         predicted_regions: pool in the regions that the network predicts, instead of the ground truth's.
         stop_gradient: see `SemanticTransfer`.
         embedding_std: standard deviation of the random X_0.
@@ -61,6 +64,7 @@ class AuxiliaryBranch(DomainRepresentations):
         relations: Mapping[Pair, torch.Tensor],
         dataset_level: bool = True,
         image_level: bool = True,
+        prediction: bool = False,
         predicted_regions: bool = False,
         stop_gradient: bool = False,
         embedding_std: float = 0.02,
@@ -75,6 +79,13 @@ class AuxiliaryBranch(DomainRepresentations):
         self.transfer = nn.ModuleDict(
             {_key(pair): SemanticTransfer(static, dim, len(STRIDES), **options) for pair, static in relations.items()}
         )
+        self.prediction = None
+        if prediction:
+            # Here and nowhere else: the paper has no such thing.
+            from sst_d2.modeling.auxiliary.prediction import PredictionTransfer
+
+            self.prediction = PredictionTransfer(relations, list(self.num_classes))
+            _check_names(list(self.prediction.directions))
         # In a tuple, so that PyTorch does not see it: no parameters for the optimiser, nothing in the state dict.
         self._source = () if source is None else (source,)
 
@@ -88,11 +99,12 @@ class AuxiliaryBranch(DomainRepresentations):
             SSTCheckpointError: the source's checkpoint is not usable, see `load_source`.
         """
         node = cfg.MODEL.SST.AUXILIARY
-        if node.STRATEGY != "none" and not (node.DATASET_LEVEL or node.IMAGE_LEVEL):
+        if node.STRATEGY != "none" and not (node.DATASET_LEVEL or node.IMAGE_LEVEL or node.PREDICTION):
             raise SSTConfigError(
                 "MODEL.SST.AUXILIARY: DATASET_LEVEL and IMAGE_LEVEL are both 0, so MST has nothing to compare; "
-                "for MSA and MSE alone set STRATEGY none"
+                "for MSA and MSE alone set STRATEGY none, and for a consistency of predictions PREDICTION above 0"
             )
+        control = (node.RELATIONS, cfg.SEED) if node.RELATIONS else None
         vectors = _word_vectors(node.WORD_VECTORS)
         # A source must see the very images that the target's network sees.
         agreement = {
@@ -112,9 +124,10 @@ class AuxiliaryBranch(DomainRepresentations):
             "domains": domains,
             "dim": dim,
             "adjacency": adjacency_of(domains, node.ADJACENCY),
-            "relations": {pair: _relation(*(by_name[name] for name in pair), vectors) for pair in pairs},
+            "relations": {pair: _relation(*(by_name[name] for name in pair), vectors, control) for pair in pairs},
             "dataset_level": node.DATASET_LEVEL > 0,
             "image_level": node.IMAGE_LEVEL > 0,
+            "prediction": node.PREDICTION > 0,
             "predicted_regions": node.REGIONS == "prediction",
             "stop_gradient": preset_value(node, "STOP_GRADIENT") == "target",
             "embedding_std": node.EMBEDDING_STD,
@@ -147,6 +160,7 @@ class AuxiliaryBranch(DomainRepresentations):
         labels: torch.Tensor,
         domains: Sequence[str],
         logits: Mapping[str, torch.Tensor],
+        heads: Callable[[torch.Tensor, str], torch.Tensor] | None = None,
     ) -> AuxiliaryTerms:
         """Compute all terms of a batch.
 
@@ -155,22 +169,26 @@ class AuxiliaryBranch(DomainRepresentations):
             features: {16: H_1, 8: H_2, 4: H_3}, (B, D, H/s, W/s) each.
             labels: (B, H, W) int64, ids of each image's own domain, or `IGNORE`.
             domains: B names.
-            logits: by domain (b, K, H/4, W/4), for predicted regions.
+            logits: by domain (b, K, H/4, W/4), for predicted regions, and of a target that learns from a source.
+            heads: from features (b, D, H/4, W/4) and the name of a domain to its logits; with ``prediction`` needed.
         """
         rows = {name: [i for i, own in enumerate(domains) if own == name] for name in self.num_classes}
         regions = predicted_regions(labels, rows, logits) if self.predicted_regions else labels
-        scales, embeddings = {}, {}
+        maps = by_domain(features[STRIDES[-1]], rows)
+        scales, embeddings, seen = {}, {}, {}
         for source in self._source:
-            scales.update(source(images, labels))
-            embeddings.update(source.embeddings())
+            scales, seen = source(images, labels)
+            embeddings = source.embeddings()
+        predictions = {} if self.prediction is None else self.prediction(maps, logits, heads, seen)
         # In full precision: sums over regions, and products without a bound (A6).
         with torch.autocast(labels.device.type, enabled=False):
             own = self.represent(features, regions, rows)
             masks = {
-                name: auxiliary_logits(maps.to(own[name][-1].categories.dtype), own[name][-1].categories)
-                for name, maps in by_domain(features[STRIDES[-1]], rows).items()
+                name: auxiliary_logits(last.to(own[name][-1].categories.dtype), own[name][-1].categories)
+                for name, last in maps.items()
             }
-            return self._compared(masks, {**scales, **own}, {**embeddings, **self.embeddings()})
+            terms = self._compared(masks, {**scales, **own}, {**embeddings, **self.embeddings()})
+        return replace(terms, predictions=predictions)
 
     def _compared(
         self,
@@ -194,11 +212,21 @@ class AuxiliaryBranch(DomainRepresentations):
         return AuxiliaryTerms(masks, dataset, image, present, own, last)
 
 
-def _relation(first: LabelDomain, second: LabelDomain, vectors: str | None) -> torch.Tensor:
-    """M_static of the direction from the first to the second, (K_second, K_first) float32."""
-    origin = similarity_source(first, second, vectors)
+def _relation(
+    first: LabelDomain, second: LabelDomain, vectors: str | None, control: tuple[str, int] | None
+) -> torch.Tensor:
+    """M_static of the direction from the first to the second, (K_second, K_first) float32.
+
+    Args:
+        first, second, vectors: as `cross_similarity`.
+        control: kind and seed of `control_similarity`; None: M_static itself.
+    """
+    if control is None:
+        origin, matrix = similarity_source(first, second, vectors), cross_similarity(first, second, vectors)
+    else:
+        origin, matrix = f"none, but RELATIONS {control[0]}", control_similarity(first, second, *control)
     logging.getLogger(__name__).info("M_static of %s and %s: %s", first.name, second.name, origin)
-    return torch.as_tensor(cross_similarity(first, second, vectors)).float()
+    return torch.as_tensor(matrix).float()
 
 
 def _check_names(pairs: Sequence[Pair]) -> None:

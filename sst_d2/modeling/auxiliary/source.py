@@ -65,7 +65,9 @@ class FrozenSource(nn.Module):
         return self
 
     @torch.no_grad()
-    def forward(self, images: torch.Tensor, labels: torch.Tensor) -> dict[str, list[ImageRepresentations]]:
+    def forward(
+        self, images: torch.Tensor, labels: torch.Tensor
+    ) -> tuple[dict[str, list[ImageRepresentations]], dict[str, torch.Tensor]]:
         """See the target's images as the source does, with its own predictions as regions (A19, A20).
 
         Args:
@@ -73,17 +75,19 @@ class FrozenSource(nn.Module):
             labels: (B, H, W) of the target's domain; read is only where they say 'ignore', the padding above all.
 
         Returns:
-            by source domain, X_l, S_l and the categories that it sees, in the scales 1 … L, of all B images.
+            by source domain, X_l, S_l and the categories that it sees, in the scales 1 … L, of all B images; and
+            by source domain, logits (B, K, H/4, W/4).
         """
         features = self.decoder(self.backbone(images))
         everyone = list(range(len(images)))
+        logits = {name: self.heads(features[4], name) for name in self.domains}
         represented = {}
-        for name in self.domains:
-            rows, logits = {name: everyone}, {name: self.heads(features[4], name)}
-            regions = predicted_regions(labels, rows, logits)
+        for name, own in logits.items():
+            rows = {name: everyone}
+            regions = predicted_regions(labels, rows, {name: own})
             with torch.autocast(images.device.type, enabled=False):
                 represented.update(self.auxiliary.represent(features, regions, rows))
-        return represented
+        return represented, logits
 
     def embeddings(self) -> dict[str, torch.Tensor]:
         """X_0 by source domain, (K, D)."""
