@@ -31,6 +31,7 @@ _WORDS = {
     "sst/miou_mapped/": ("mIoU of mapped predictions", "{:.1f}"),
     "sst/certainty/": ("largest entry of a row of T", "{:.2f}"),
     "sst/gradient/": ("norm of the gradient on F", "{:.2g}"),
+    "sst/alignment/": ("its cosine with the segmentation losses'", "{:.2f}"),
 }
 
 
@@ -51,6 +52,9 @@ class BranchLog(HookBase):
             they are compared with: labels, or what a source finds most likely.
         ``sst/certainty/<of>-<to>``: the largest entry of a row of their map, mean over the rows.
         ``sst/gradient/<loss>``: on request, the norm of the gradient of the weighed loss on F (H_3).
+        ``sst/alignment/<kind of loss>``: with it, the cosine of the gradient of all losses of a kind ("loss_aux",
+            "loss_scr_image" …) with that of all segmentation losses: 1 where both pull alike, 0 where they have
+            nothing to do with each other.
     A figure is left out where the batch has no image for it. In dedicated training the domain is the target's.
 
     Args:
@@ -126,8 +130,7 @@ class BranchLog(HookBase):
         features = self._features
         self._let_go()  # other parts of the batch go through the network unseen
         if features is not None:
-            norms = {f"sst/gradient/{name}": gradient_norm(loss, features) for name, loss in losses.items()}
-            self._figures.update(norms)
+            self._figures.update(gradient_figures(losses, features))
 
 
 def figures_of(terms: Any, labels: torch.Tensor, names: Sequence[str]) -> dict[str, float]:
@@ -189,21 +192,39 @@ def present_rows(
     return torch.cat(kept).double()
 
 
-def gradient_norm(loss: torch.Tensor, features: torch.Tensor) -> float:
-    """Norm of a loss's gradient on the features; 0 where it does not depend on them. The graph stays."""
+def gradient_figures(losses: Mapping[str, torch.Tensor], features: torch.Tensor) -> dict[str, float]:
+    """``sst/gradient/<loss>`` of all losses, and ``sst/alignment/<kind>`` of all kinds but the segmentation losses."""
+    norms, kinds = {}, {}
+    for name, loss in losses.items():
+        gradient, kind = gradient_on(loss, features), name.split("/")[0]
+        norms[f"sst/gradient/{name}"] = 0.0 if gradient is None else float(torch.linalg.vector_norm(gradient))
+        if gradient is not None:
+            kinds[kind] = kinds[kind] + gradient if kind in kinds else gradient
+    task = kinds.pop("loss_seg", None)
+    cosines = {} if task is None else {f"sst/alignment/{kind}": cosine(task, own) for kind, own in kinds.items()}
+    return {**norms, **cosines}
+
+
+def gradient_on(loss: torch.Tensor, features: torch.Tensor) -> torch.Tensor | None:
+    """A loss's gradient on the features, in float32 at least; None where there is none. The graph stays."""
     if not loss.requires_grad:
-        return 0.0
+        return None
     with torch.autocast(features.device.type, enabled=False):
         for factor in _FACTORS:
             start = torch.full_like(loss, factor)
             (gradient,) = torch.autograd.grad(loss, features, start, retain_graph=True, allow_unused=True)
             if gradient is None:
-                return 0.0
-            precise = torch.promote_types(gradient.dtype, torch.float32)
-            norm = float(torch.linalg.vector_norm(gradient, dtype=precise)) / factor
-            if math.isfinite(norm):
+                return None
+            gradient = gradient.to(torch.promote_types(gradient.dtype, torch.float32)) / factor
+            if math.isfinite(float(torch.linalg.vector_norm(gradient))):
                 break
-    return norm
+    return gradient
+
+
+def cosine(first: torch.Tensor, second: torch.Tensor) -> float:
+    """Of two tensors of one shape, seen as vectors; 0 where one of them is 0."""
+    lengths = torch.linalg.vector_norm(first) * torch.linalg.vector_norm(second)
+    return float((first * second).sum() / lengths) if lengths != 0 else 0.0
 
 
 def described(figures: Mapping[str, float]) -> str:

@@ -12,7 +12,7 @@ from conftest import tiny_cfg
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
-from sst_d2.branch_log import BranchLog, degenerated, described, figures_of, gradient_norm, mean_cosine
+from sst_d2.branch_log import BranchLog, cosine, degenerated, described, figures_of, gradient_on, mean_cosine
 from sst_d2.modeling.losses import AuxiliaryTerms, MappedPrediction
 
 CLASSES = {"pascal_person_part": 7, "atr": 18, "cihp": 20}
@@ -161,25 +161,37 @@ def test_gradients_are_those_of_each_loss_alone(model):
     figures = observed(model, samples, gradients=True)
     names = list(model(samples))
     assert [key for key in figures if "gradient" in key] == [f"sst/gradient/{name}" for name in names]
+    by_kind = {}
     for name in names:
         _, _, features, losses = spied(model, samples)
         features.retain_grad()
         losses[name].backward()
         values = [] if features.grad is None else features.grad.flatten().tolist()
+        if values:
+            before = by_kind.get(name.split("/")[0], [0.0] * len(values))
+            by_kind[name.split("/")[0]] = [one + other for one, other in zip(before, values, strict=True)]
         expected = math.sqrt(math.fsum(value * value for value in values))
         assert figures[f"sst/gradient/{name}"] == pytest.approx(expected, rel=1e-5), name
     model.zero_grad()
     assert figures["sst/gradient/loss_scr_dataset/atr-cihp"] == 0 < figures["sst/gradient/loss_seg/atr"]
     assert figures["sst/gradient/loss_seg/pascal_person_part"] == 0
+    task = by_kind.pop("loss_seg")
+    assert [key for key in figures if "alignment" in key] == [f"sst/alignment/{kind}" for kind in by_kind]
+    assert set(by_kind) == {"loss_aux", "loss_scr_image"}
+    for kind, own in by_kind.items():
+        wanted = math.fsum(map(math.prod, zip(task, own, strict=True))) / math.hypot(*task) / math.hypot(*own)
+        assert figures[f"sst/alignment/{kind}"] == pytest.approx(wanted, rel=1e-4, abs=1e-6), kind
+        assert abs(wanted) > 1e-4
 
 
 @pytest.mark.parametrize("slope", [1e-9, 1e-3, 100.0])
 def test_norms_of_half_precision_are_not_lost(slope):
     features = torch.ones(3, 4, dtype=torch.float16, requires_grad=True)
     loss = (features.float() * slope).sum()
-    assert gradient_norm(loss, features) == pytest.approx(slope * math.sqrt(12), rel=1e-2)
-    assert gradient_norm(loss.detach(), features) == 0
-    assert math.isnan(gradient_norm(loss * math.nan, features))
+    assert float(gradient_on(loss, features).norm()) == pytest.approx(slope * math.sqrt(12), rel=1e-2)
+    assert gradient_on(loss.detach(), features) is None
+    bad = gradient_on(loss * math.nan, features)
+    assert bad.isnan().all() and math.isnan(cosine(bad, bad)) and cosine(torch.zeros(2), torch.ones(2)) == 0
 
 
 def test_under_autocast_the_figures_stay_the_same(model):

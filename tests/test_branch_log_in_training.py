@@ -50,6 +50,7 @@ def test_figures_and_losses_stand_in_the_log_and_in_tensorboard(cfg, caplog, tmp
     losses += [f"loss_scr_dataset/{pair}", f"loss_scr_image/{pair}"]
     figures = [f"sst/{kind}/{name}" for kind in ("cosine_x0", "cosine_x3", "miou_aux") for name in domains]
     figures += [f"sst/scr_image_present/{pair}", *(f"sst/gradient/{name}" for name in losses)]
+    figures += ["sst/alignment/loss_aux", "sst/alignment/loss_scr_image"]
     last = {key: value for line in log(cfg) if line["iteration"] == 5 for key, value in line.items()}
     assert {*losses, *figures} <= set(last)
     lines = [record.getMessage() for record in caplog.records if "mean cosine of X_0" in record.getMessage()]

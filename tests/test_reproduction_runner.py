@@ -49,6 +49,11 @@ if row in os.environ.get("SLOW", ""):
     with open(os.path.join(output, "last_checkpoint"), "w") as pointer:
         pointer.write("model_0000799.pth")
     time.sleep(600)
+together, until = os.environ.get("TOGETHER", "").split(), time.monotonic() + 60
+while row in together and time.monotonic() < until:  # the busiest machine lets them meet
+    if all(f"begin {other} " in open(os.environ["JOURNAL"]).read() for other in together):
+        break
+    time.sleep(0.02)
 time.sleep(0.3)
 open(os.path.join(output, "model_final.pth"), "w").close()
 with open(os.environ["JOURNAL"], "a") as journal:
@@ -79,7 +84,8 @@ def queue(tmp_path, monkeypatch):
     return train
 
 
-def test_what_a_row_needs_is_finished_before_it_begins(queue):
+def test_what_a_row_needs_is_finished_before_it_begins(queue, monkeypatch):
+    monkeypatch.setenv("TOGETHER", "single_cihp multi_datasets")
     outcome, _ = queue("single_cihp", "finetune_100", "multi_datasets", parallel=3)
     lines = [line.split()[:2] for line in queue.journal()]
     assert lines.index(["begin", "finetune_100"]) > lines.index(["end", "single_cihp"])
@@ -304,9 +310,15 @@ def test_losses_are_ten_evenly_spread_sums_over_domains():
     assert [step for step, _ in losses(lines[:3])] == [20, 40, 60]
 
 
-def test_the_last_figures_of_the_branch_are_kept():
-    lines = [{"sst/cosine_x0/atr": 0.1, "sst/gradient/loss_seg": 4.0}, {"sst/cosine_x0/atr": 0.2}, {"total_loss": 1.0}]
-    assert branch_figures(lines) == {"sst/cosine_x0/atr": 0.2}
+def test_figures_of_the_branch_are_kept_by_step():
+    lines = [
+        {"iteration": 19, "total_loss": 2.0},
+        {"iteration": 39, "sst/cosine_x0/atr": 0.1, "sst/gradient/loss_seg": 4.0, "lr": 1.0},
+        {"iteration": 79, "sst/cosine_x0/atr": 0.20004, "sst/alignment/loss_aux": -0.5},
+    ]
+    last = {"sst/cosine_x0/atr": 0.2, "sst/alignment/loss_aux": -0.5}
+    assert branch_figures(lines) == [[40, {"sst/cosine_x0/atr": 0.1, "sst/gradient/loss_seg": 4.0}], [80, last]]
+    assert branch_figures(lines[:1]) == []
 
 
 def test_parameters_of_the_branch_are_told_apart(tmp_path):
@@ -425,7 +437,7 @@ def test_two_rows_train_one_from_the_other_through_an_interruption_and_are_repor
     assert list(record["scores"]) == [f"synthetic_{held}pascal_person_part_sem_seg_val" for held in ("", "heldout_")]
     assert record["steps"] == 40 and [step for step, _ in record["curve"]] == [20, 40]
     assert {"loss_seg", "loss_aux", "loss_scr_image"} <= set(record["losses"][-1][1])
-    assert "sst/cosine_x3/pascal_person_part" in record["branch"] and record["parameters"]["branch"] > 0
+    assert "sst/cosine_x3/pascal_person_part" in record["branch"][-1][1] and record["parameters"]["branch"] > 0
     assert record["seconds_per_step"] > 0 and record["memory_mb"] > 100
     assert str(tmp_path) not in json.dumps(record) and str(ROOT) not in json.dumps(record)
     subset = json.loads((tmp_path / "work/small/runs/sst_50/seed3/train_subset.json").read_text())

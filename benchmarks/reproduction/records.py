@@ -21,7 +21,10 @@ from reproduction.rows import ROWS
 from reproduction.settings import ROOT, Run, values
 
 LOSS_POINTS = 10
-_FIGURES = ("sst/cosine_x0/", "sst/cosine_x3/", "sst/miou_aux/", "sst/scr_image_present/")
+_FIGURES = (
+    *("sst/cosine_x0/", "sst/cosine_x3/", "sst/miou_aux/", "sst/scr_image_present/"),
+    *("sst/miou_mapped/", "sst/certainty/", "sst/gradient/", "sst/alignment/"),
+)
 _MAX_MEM = re.compile(r"max_mem: (\d+)M")
 
 
@@ -34,8 +37,8 @@ def record_of(run: Run, places: Places) -> dict[str, Any]:
 
     Returns:
         ``scores`` {data set: mIoU, mACC, pACC, IoU by class; percent, None where nothing can be said}, ``curve`` [step,
-        {data set: mIoU}], ``losses`` [step, {kind: sum over domains or pairs}], ``branch`` (figures of `BranchLog` at
-        the end), ``seconds_per_step`` (median), ``minutes``, ``processor_minutes``, ``memory_mb`` (largest resident
+        {data set: mIoU}], ``losses`` [step, {kind: sum over domains or pairs}], ``branch`` [step, figures of
+        `BranchLog`], ``seconds_per_step`` (median), ``minutes``, ``processor_minutes``, ``memory_mb`` (largest resident
         set; with a GPU also ``gpu_memory_mb``), ``parameters`` (in training, and of the branch), and what was run.
 
     Raises:
@@ -127,12 +130,14 @@ def losses(lines: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
     return points
 
 
-def branch_figures(lines: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """The last value of every figure of `BranchLog`; {} of runs without the branch."""
-    figures = {}
+def branch_figures(lines: Iterable[Mapping[str, Any]]) -> list[list[Any]]:
+    """[step, figures of `BranchLog`] of every evaluation; [] of runs without the branch."""
+    points: dict[int, dict[str, float]] = {}
     for line in lines:
-        figures.update({key: _rounded(value) for key, value in line.items() if key.startswith(_FIGURES)})
-    return figures
+        figures = {key: _rounded(value) for key, value in line.items() if key.startswith(_FIGURES)}
+        if figures:
+            points.setdefault(line["iteration"] + 1, {}).update(figures)
+    return [[step, figures] for step, figures in sorted(points.items())]
 
 
 def gpu_memory(log: Path) -> int | None:
