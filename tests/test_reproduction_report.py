@@ -36,6 +36,10 @@ def record(row, seed, miou, held=None, step=0.2, minutes=10.0, branch=20):
         **{"minutes": minutes, "processor_minutes": minutes / 2, "memory_mb": 900.0, "gpu_memory_mb": None},
         **{"parameters": {"all": 100, "branch": branch}, "overrides": values(Run(row, seed, TINY)), "device": "cpu"},
         **{"trunk_sha256": "abc", "versions": {"torch": "2", "detectron2": "0.5"}},
+        "curve": [
+            [step, {name: own["mIoU"] * step / TINY.steps for name, own in scores.items()}] for step in (2500, 5000)
+        ],
+        "branch": [],
     }
 
 
@@ -128,6 +132,22 @@ def test_verdicts_of_the_held_out_images_are_their_own(places):
     claims = lines_of(report.make_report(TINY, places), "## Claims")
     universal = next(line for line in claims if line[0].startswith("SST (Universal) >"))
     assert (universal[3], universal[5]) == ("failed", "held")
+
+
+def test_universal_rows_stand_beside_both_baselines_by_their_mean(places):
+    for seed, miou in enumerate((44.0, 43.0, 42.0)):  # MSE alone
+        one = record("table6_row3", seed, {P: miou, A: 20.0, C: 10.0})
+        write_json(places.result(Run("table6_row3", seed, TINY)), one)
+    table = {line[0]: line[1:] for line in lines_of(report.make_report(TINY, places), "## Universal rows")[1:]}
+    assert list(table) == ["multi_datasets", "universal_full", "universal_progressive", "table6_row3"]
+    assert table["multi_datasets"][0].startswith("23.67 ± 0.33 (3)") and table["multi_datasets"][1] == ""
+    differences = np.array([38 - 44, 40.5 - 43, 38 - 42]) / 3
+    half = 4.303 * differences.std(ddof=1) / np.sqrt(3)
+    mean = differences.mean()
+    assert table["universal_full"][2] == f"{mean:+.2f} [{mean - half:+.2f}, {mean + half:+.2f}] (3) undecided"
+    assert table["universal_full"][1].endswith("(3) failed")
+    assert table["table6_row3"][2] == "" and table["table6_row3"][1].endswith("(3) undecided")
+    assert table["universal_progressive"][1:3] == ["-0.33 †", "-0.67 †"]  # 71 − 72, 71 − 73
 
 
 def test_costs_are_medians_over_seeds_beside_multi_datasets(places):

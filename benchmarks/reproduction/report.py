@@ -8,8 +8,10 @@ from typing import Any
 
 from tabulate import tabulate
 
+from reproduction.beside import BASELINES, beside, mean_scores, universal_rows
 from reproduction.claims import CLAIMS, PAPER, Claim
 from reproduction.costs import cost, networks
+from reproduction.pictures import draw
 from reproduction.places import Places, write_json
 from reproduction.results import HELDOUT, OWN, Results
 from reproduction.scales import Scale
@@ -33,7 +35,7 @@ _COSTS = {
 
 
 def make_report(scale: Scale, places: Places) -> str:
-    """Write the tables of a scale from its records alone.
+    """Write the tables and pictures of a scale from its records alone.
 
     Returns:
         what was written as Markdown.
@@ -52,12 +54,15 @@ def make_report(scale: Scale, places: Places) -> str:
             setting(results, counted),
             "## Claims",
             claims_text(verdicts, results.places()),
+            "## Universal rows, mean of the data sets",
+            beside_text(results),
             *(part for table, figures in tables for part in table_text(table, figures, costs, results)),
         ]
     )
     places.results.mkdir(parents=True, exist_ok=True)
     write_whole(places.results / MARKDOWN, lambda stream: stream.write(f"{text}\n".encode()))
     write_json(places.results / JSON, as_record(results, tables, costs, verdicts))
+    draw(results, places.results)
     return text
 
 
@@ -148,6 +153,26 @@ def claims_text(verdicts: Sequence[tuple[Claim, Mapping[str, Difference]]], plac
         "for their number: of twenty claims in which there is nothing, one is to be expected outside of its interval."
     )
     return "\n\n".join([explained, markdown(lines, [*headers, "the paper's (R50)"]), "; ".join(counts) + "."])
+
+
+def beside_text(results: Results) -> str:
+    """Mean mIoU of the data sets, and what it is more than the baselines'."""
+    places, lines = results.places(), []
+    for row in universal_rows():
+        if row in results.records:
+            line = [row]
+            for place in places:
+                line.append(printed(summary(mean_scores(results, row, place))))
+                for words, difference in beside(results, row, place).items():
+                    judged = f" {difference.verdict}" if difference.low is not None else ""
+                    same = row == BASELINES[words]
+                    line.append("" if same else difference_text(difference)[0] + judged)
+            lines.append(line)
+    headers = ["row"]
+    for place in places:
+        headers += [f"{_PLACES[place]}: mIoU", *(f"{_PLACES[place]}: minus {words}" for words in BASELINES)]
+    explained = "Mean over the data sets first, then differences and intervals as above: fewer comparisons, less noise."
+    return f"{explained}\n\n{markdown(lines, headers)}"
 
 
 def difference_text(difference: Difference) -> list[str]:
