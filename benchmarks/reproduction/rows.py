@@ -46,10 +46,17 @@ def _finetune(percent: int, group: str) -> Row:
     return Row(f"dedicated/subset/finetune_{percent}_R50.yaml", (P,), group, f"single_{C}", START)
 
 
-def _variant(**auxiliary: Any) -> Row:
-    """SST (Universal), other values in ``MODEL.SST.AUXILIARY``."""
-    overrides = {f"MODEL.SST.AUXILIARY.{key}": value for key, value in auxiliary.items()}
+def _variant(values: Mapping[str, Any] | None = None, **auxiliary: Any) -> Row:
+    """SST (Universal) with other values, and the keyword arguments in ``MODEL.SST.AUXILIARY``; gradients are logged."""
+    inside = {f"MODEL.SST.AUXILIARY.{key}": value for key, value in {**auxiliary, "LOG_GRADIENTS": True}.items()}
+    overrides = {**inside, **(values or {})}
     return Row("universal/full_R50.yaml", ALL, "variants", beside="multi_datasets", overrides=overrides)
+
+
+def _baseline(**overrides: Any) -> Row:
+    """Multi-datasets with other values; "__" stands for the dot."""
+    dotted = {key.replace("__", "."): value for key, value in overrides.items()}
+    return Row("multi_datasets/multi_datasets_R50.yaml", ALL, "variants", overrides=dotted)
 
 
 ROWS: dict[str, Row] = {
@@ -81,12 +88,25 @@ ROWS: dict[str, Row] = {
     "pascal_cihp_to_atr": _dedicated("universal_to_atr", A, "universal_pascal_cihp", "rest"),
     "pascal_to_cihp": _dedicated("pascal_person_part_to_cihp", C, "step1_pascal", "rest"),
     "pascal_atr_to_cihp": _dedicated("universal_to_cihp", C, "universal_pascal_atr", "rest"),
-    # Not of the paper: the preset that did not degenerate, predictions compared instead of categories or beside them,
-    # and controls in the place of M_static.
+    # Not of the paper. Again, with its gradients logged, which must change nothing.
+    "universal_again": _variant(),
+    # Why: each part of the preset "stable" alone, all of it, a tenth of lambda, ...
+    "universal_ramp": _variant(RAMP=300),
+    "universal_stop_gradient": _variant(STOP_GRADIENT="target"),
+    "universal_present": _variant(NORMALIZE="present"),
+    "universal_mean": _variant(REDUCE="mean"),
     "universal_stable": _variant(PRESET="stable"),
+    "universal_light": _variant({"MODEL.SST.LOSS_WEIGHTS.SCR": 0.5}),
+    # ... no clipping, batches in the shares of the data sets, each beside its own baseline, ...
+    "universal_unclipped": _variant({"SOLVER.CLIP_GRADIENTS.ENABLED": False}),
+    "multi_unclipped": _baseline(SOLVER__CLIP_GRADIENTS__ENABLED=False),
+    "universal_proportional": _variant({"DATALOADER.SST.SAMPLER": "proportional"}),
+    "multi_proportional": _baseline(DATALOADER__SST__SAMPLER="proportional"),
+    # ... and controls in the place of M_static.
+    **{f"universal_relations_{source}": _variant(RELATIONS=source) for source in ("lexicon", "identity", "random")},
+    # Predictions compared instead of categories, or beside them.
     "universal_predictions": _variant(PREDICTION=0.25, DATASET_LEVEL=0.0, IMAGE_LEVEL=0.0, RELATIONS="lexicon"),
     "universal_stable_predictions": _variant(PRESET="stable", PREDICTION=0.25, RELATIONS="lexicon"),
-    **{f"universal_relations_{source}": _variant(RELATIONS=source) for source in ("lexicon", "identity", "random")},
 }
 
 GROUPS: dict[str, tuple[str, ...]] = {
