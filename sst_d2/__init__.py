@@ -30,7 +30,7 @@ from sst_d2.data import SSTDatasetMapper, build_sst_train_loader, register_datas
 from sst_d2.data.cards import register_built_in_cards
 from sst_d2.errors import SSTError
 from sst_d2.evaluation import SSTSemSegEvaluator
-from sst_d2.inference import SSTWithTTA
+from sst_d2.inference import Prediction, SSTPredictor, SSTWithTTA
 from sst_d2.label_domains import LabelDomain, get_label_domain, register_label_domain
 from sst_d2.modeling import SST_DECODER_REGISTRY
 from sst_d2.modeling.meta_arch import SST
@@ -41,8 +41,10 @@ __all__ = [
     "SST",
     "SST_DECODER_REGISTRY",
     "LabelDomain",
+    "Prediction",
     "SSTDatasetMapper",
     "SSTError",
+    "SSTPredictor",
     "SSTSemSegEvaluator",
     "SSTWithTTA",
     "add_sst_config",

@@ -134,6 +134,22 @@ class SSTCheckpointer(DetectionCheckpointer):
         """
         return self._load(path, checkpointables, strict=True)
 
+    def load_content(self, content: Mapping[str, Any], path: str) -> None:
+        """`load` of the weights in what `read` has given, for files that were read for more than their weights.
+
+        Args:
+            content: of the file; not changed.
+            path: its name, for messages.
+
+        Raises:
+            SSTCheckpointError: it does not fit; the message says what differs.
+        """
+        self._strict, self._needed = True, ()
+        try:
+            self._load_model(dict(content))
+        except SSTCheckpointError as reason:
+            raise SSTCheckpointError(_with_path(path, reason)) from reason
+
     def load_start(self, path: str) -> dict[str, Any]:
         """Load weights to start a new training from: another network of ours, or a backbone alone.
 

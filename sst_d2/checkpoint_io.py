@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import struct
+import zipfile
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
@@ -28,8 +29,18 @@ _GO_ON = "Earlier checkpoints are whole: make room, or choose another OUTPUT_DIR
 _UNREADABLE = (
     *(RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError, ImportError),
     *(EOFError, OverflowError, MemoryError, OSError, AssertionError, SystemError, RecursionError),
-    *(pickle.UnpicklingError, struct.error, SafetensorError),
+    *(pickle.UnpicklingError, struct.error, SafetensorError, zipfile.BadZipFile),
 )
+
+
+def _is_exported(path: str) -> bool:
+    """Whether the file is an ONNX graph, by its name, or a TorchScript archive, by what it holds."""
+    if path.endswith(".onnx"):
+        return True
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.split("/")[1:2] == ["code"] for name in archive.namelist())
 
 
 def read_checkpoint(path: str) -> dict[str, Any]:
@@ -50,12 +61,19 @@ def read_checkpoint(path: str) -> dict[str, Any]:
                 loaded = read_array_pickle(stream)
         elif path.endswith(".safetensors"):
             loaded = load_safetensors(path)
+        elif _is_exported(path):
+            raise SSTCheckpointError(
+                "is a network exported as ONNX or TorchScript, which runs elsewhere and cannot be opened again; give "
+                "the checkpoint (.pth) or the bundle that it was made from"
+            )
         else:
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except SSTCheckpointError:
         raise
     except _UNREADABLE as reason:
         first_line = (str(reason).strip().splitlines() or [type(reason).__name__])[0]
+        if "weights_only" in first_line:  # what PyTorch advises there would execute the file
+            first_line = "it holds no weights, or more than weights, and nothing in it is ever executed"
         raise SSTCheckpointError(
             f"cannot be read as a checkpoint ({first_line}).\nThe file is damaged, cut off or of another "
             "program; take another checkpoint, or fetch it again"

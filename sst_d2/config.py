@@ -1,10 +1,11 @@
-"""The configuration: `add_sst_config` declares every key of ours, in nodes named ``SST`` below Detectron2's own."""
+"""The configuration is read, merged and checked here; `config_keys` declares what of it is ours."""
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
 
 from sst_d2.config_checks import check_values
+from sst_d2.config_keys import add_sst_config
 from sst_d2.errors import SSTConfigError
 
 # A run may go on elsewhere, for longer, and be evaluated otherwise.
@@ -25,189 +27,65 @@ _MAY_CHANGE = (
 )
 
 
-def add_sst_config(cfg: CN) -> None:
-    """Add the nodes ``MODEL.SST``, ``INPUT.SST``, ``DATASETS.SST``, ``DATALOADER.SST``, ``SOLVER.SST``, ``TEST.SST``.
-
-    No default of Detectron2's changes. Calling it twice changes nothing.
-    """
-    if "SST" in cfg.MODEL:
-        return
-    cfg.MODEL.SST = _model_node()
-    cfg.INPUT.SST = _input_node()
-    cfg.DATASETS.SST = CN(
-        {
-            # Dataset card files, or globs of them, to register besides the built-in ones. Relative to the working
-            # directory.
-            "CARDS": [],
-            # Share of each training set that is used, above 0, to 1 (Table 5 of the paper). SEED and the data set's
-            # name choose the images; OUTPUT_DIR/train_subset.json names them.
-            "TRAIN_FRACTION": 1.0,
-        }
-    )
-    cfg.DATALOADER.SST = CN(
-        {
-            # "balanced": the domains take turns; "weighted": in the shares of WEIGHTS; "proportional": one pool of all.
-            "SAMPLER": "balanced",
-            # For "weighted": one positive number per entry of MODEL.SST.DOMAINS.
-            "WEIGHTS": [],
-        }
-    )
-    cfg.SOLVER.SST = CN(
-        {
-            # Factor of the learning rate of the backbone's parameters.
-            "BACKBONE_MULTIPLIER": 0.1,
-            # Length of training in epochs; 0: SOLVER.MAX_ITER and SOLVER.STEPS count, as they stand.
-            # One epoch = ceil(number of training images / SOLVER.IMS_PER_BATCH) iterations, whatever the sampler.
-            "MAX_EPOCHS": 0,
-            # Epochs after which the learning rate is multiplied by SOLVER.GAMMA; read with MAX_EPOCHS only.
-            "EPOCH_STEPS": [],
-            # Parts of a batch that go through the network one after the other; their gradients add up. For small GPUs:
-            # SOLVER.IMS_PER_BATCH stays the total, and the segmentation losses are those of the whole batch.
-            "ACCUMULATE": 1,
-            # Type of the autocast when SOLVER.AMP.ENABLED: "float16" or "bfloat16".
-            "AMP_DTYPE": "float16",
-        }
-    )
-    cfg.TEST.SST = CN(
-        {
-            # Write every predicted label map as a PNG below OUTPUT_DIR/inference when evaluating.
-            "SAVE_PREDICTIONS": False,
-            # With TEST.AUG.ENABLED: factors of the image's size, each seen plain and, with TEST.AUG.FLIP, mirrored, as
-            # in Graphonomy and Grapy-ML. TEST.AUG.MIN_SIZES and MAX_SIZE, lengths of edges, are not read.
-            "SCALES": [0.5, 0.75, 1.0, 1.25, 1.5, 1.75],
-        }
-    )
-
-
-def _input_node() -> CN:
-    return CN(
-        {
-            # Smallest and largest factor of the random resize.
-            "SCALE_RANGE": [0.5, 2.0],
-            # True: height and width are scaled apart (Graphonomy, Grapy-ML); False: by one factor.
-            "SCALE_PER_AXIS": False,
-            # (height, width) of the training crop in pixels; smaller images are padded (image 0, label: ignore).
-            "CROP_SIZE": [512, 512],
-            # Training images or label maps that cannot be read or do not fit: "stop", or "skip": take another image
-            # of the same label domain in their place. Evaluation always stops.
-            "BAD_SAMPLES": "stop",
-            # With "skip": the most bad files per process; one more stops the run.
-            "MAX_BAD_SAMPLES": 100,
-        }
-    )
-
-
-def _model_node() -> CN:
-    return CN(
-        {
-            # Label domains, each a name or the path of a domain's YAML file. One head each, in this order.
-            "DOMAINS": [],
-            # The domain of inputs that name none; "": the first of DOMAINS.
-            "DEFAULT_DOMAIN": "",
-            # Deformable-attention encoder over strides 8, 16 and 32, as in Mask2Former (A2 in docs/DESIGN.md).
-            "PIXEL_DECODER": {
-                "LAYERS": 6,
-                "HEADS": 8,
-                "POINTS": 4,
-                "FFN_DIM": 1024,
-                "DROPOUT": 0.0,
-            },
-            "DECODER": {
-                # A name in SST_DECODER_REGISTRY.
-                "NAME": "SSTDecoder",
-                # D: channels of the encoder and of the three feature maps that the decoder gives.
-                "DIM": 256,
-                # Swin blocks of the stages at strides 16, 8 and 4; shifted windows in every second one.
-                "BLOCKS": [2, 2, 2],
-                "HEADS": 8,
-                # Side of the attention windows, in feature pixels.
-                "WINDOW": 8,
-                "MLP_RATIO": 2.0,
-                # Of the convolutions of SemanticFPNDecoder and DeepLabV3PlusDecoder: "GN", "BN", "SyncBN" or "" (none).
-                # BLOCKS, HEADS, WINDOW, MLP_RATIO and PIXEL_DECODER are SSTDecoder's alone.
-                "NORM": "GN",
-                # Channels of SemanticFPNDecoder's convolutions that bring the pyramid to stride 4.
-                "SEMANTIC_FPN": {"CONVS_DIM": 128},
-                "DEEPLAB": {
-                    # Channels that res2, res3, res4 are projected to before they are fused; as many maps are fused.
-                    # [48]: as in DeepLabV3+; [32, 64]: as in Panoptic-DeepLab.
-                    "PROJECT_CHANNELS": [48],
-                    # Three, in pixels of res5.
-                    "ASPP_DILATIONS": [6, 12, 18],
-                    "ASPP_DROPOUT": 0.1,
-                },
-            },
-            # Weights of the losses: alpha, beta and lambda of Eq. (12), (13).
-            "LOSS_WEIGHTS": {"SEG": 10.0, "AUX": 1.0, "SCR": 5.0},
-            "AUXILIARY": _auxiliary_node(),
-            # Dedicated training, step two: the one label domain of DOMAINS learns from a trained, frozen network.
-            # WEIGHTS: its checkpoint (model_final.pth of step one); "": universal training. Where MODEL.WEIGHTS is
-            # empty, training also starts from its trunk. DOMAINS: the label domains that it must have; []: any.
-            "SOURCE": {"WEIGHTS": "", "DOMAINS": []},
-        }
-    )
-
-
-def _auxiliary_node() -> dict[str, Any]:
-    return {
-        # Train with MSA, MSE and MST beside the network. Evaluation and prediction build none, whatever stands here.
-        # With False nothing else in this node is read.
-        "ENABLED": True,
-        # Where MSA pools: "ground_truth": in the label map's regions; "prediction": in those that the head predicts.
-        "REGIONS": "ground_truth",
-        # True: MSE keeps to neighbours on the body, M_intra (Eq. 6); False: all categories see all (Eq. 5).
-        "ADJACENCY": True,
-        # Pairs of label domains that MST bridges: "full": all; "progressive": a chain from coarse to fine; "pairs":
-        # those of PAIRS; "none": no MST.
-        "STRATEGY": "full",
-        # Read with "progressive" only: the chain, every domain once; []: by number of classes.
-        "ORDER": [],
-        # Read with "pairs" only: e.g. [["pascal_person_part", "cihp"]].
-        "PAIRS": [],
-        # Factors of LOSS_WEIGHTS.SCR for Eq. (10), data sets, and Eq. (11), images; 0: that level is not built.
-        "DATASET_LEVEL": 1.0,
-        "IMAGE_LEVEL": 1.0,
-        # Factor of LOSS_WEIGHTS.SEG for a consistency of predictions, which the paper does not have; 0: not built. What
-        # one domain's head predicts on another's images is brought into their label system by a learnt map, and
-        # compared with their labels; for the pairs of STRATEGY, both ways. DATASET_LEVEL and IMAGE_LEVEL may then be 0.
-        "PREDICTION": 0.0,
-        # M_static of pairs without published values: text file of word vectors (GloVe, fastText), relative to the
-        # working directory; "": the body lexicon.
-        "WORD_VECTORS": "",
-        # Controls for experiments, in the place of M_static: "lexicon": the body lexicon for all pairs; "identity": 1
-        # where two classes have the same name, else 0; "random": even in [0, 1], by SEED and pair. "": none of them.
-        "RELATIONS": "",
-        # Standard deviation of the random X_0.
-        "EMBEDDING_STD": 0.02,
-        # What the next four keys are where they are left open. "paper": "none", "classes", "sum", 0, as the paper
-        # writes it; "stable": "target", "present", "mean", 300, what did not degenerate in small trials.
-        "PRESET": "paper",
-        # Between X and the other domain's view of it: "none": both learn; "target": the view alone, X is taken as it
-        # stands. "": the preset's.
-        "STOP_GRADIENT": "",
-        # Mean over a domain's categories: "classes": all, an absent one counts 1 (Eq. 11); "present": those that
-        # occur in the image. "": the preset's.
-        "NORMALIZE": "",
-        # Over scales and pairs of domains: "sum" (Eq. 11), or "mean". "": the preset's.
-        "REDUCE": "",
-        # Iterations over which LOSS_WEIGHTS.SCR grows from 0; 0: full from the start. -1: the preset's.
-        "RAMP": -1,
-        # Once per evaluation, log the norm of every loss's gradient on F too: a backward pass per loss, in that
-        # iteration alone. Training stays the same, bit by bit.
-        "LOG_GRADIENTS": False,
-    }
-
-
 def load_config(config_file: str, opts: Sequence[str] = ()) -> CN:
     """Detectron2's defaults, our keys, a YAML file and KEY VALUE pairs, checked; the device is chosen.
 
     Raises:
         SSTConfigError: as `merge_config`.
     """
+    cfg = read_config(config_file, opts)
+    resolve_device(cfg)
+    return cfg
+
+
+def read_config(config_file: str, opts: Sequence[str] = ()) -> CN:
+    """As `load_config`, with ``MODEL.DEVICE`` as it is written, "" where it is not.
+
+    Raises:
+        SSTConfigError: as `merge_config`.
+    """
     cfg = get_cfg()
     add_sst_config(cfg)
-    merge_config(cfg, config_file, opts)
+    _merge(cfg, config_file, opts)
     return cfg
+
+
+def parse_config(text: str) -> CN:
+    """The configuration that a checkpoint carries as YAML, checked where it says what to build and how to predict.
+
+    Raises:
+        SSTConfigError: the text is no configuration, or a value is not allowed.
+    """
+    cfg = get_cfg()
+    add_sst_config(cfg)
+    # Another version of Detectron2, or a network of the user's own, may have more keys.
+    cfg.set_new_allowed(True)
+    try:
+        content = yaml.safe_load(text)
+        if not isinstance(content, dict):
+            raise TypeError("it is no mapping of keys")
+        cfg.merge_from_other_cfg(CN(content))
+    except (yaml.YAMLError, KeyError, ValueError, AttributeError, TypeError, AssertionError, RecursionError) as reason:
+        raise SSTConfigError(f"its configuration cannot be read: {reason}") from reason
+    cfg.set_new_allowed(False)
+    _check_for_prediction(cfg)
+    return cfg
+
+
+def merge_options(cfg: CN, opts: Sequence[Any]) -> None:
+    """Merge KEY VALUE pairs into a configuration that predicts.
+
+    Raises:
+        SSTConfigError: a key is unknown (similar ones are named), or a value is not allowed.
+    """
+    with _naming_mistakes("options", _key_names(cfg)):
+        cfg.merge_from_list(list(opts))
+    _check_for_prediction(cfg)
+
+
+def _check_for_prediction(cfg: CN) -> None:
+    for node in ("MODEL.", "INPUT.", "TEST."):
+        check_values(cfg, below=node)
 
 
 def merge_config(cfg: CN, config_file: str, opts: Sequence[str]) -> None:
@@ -217,6 +95,11 @@ def merge_config(cfg: CN, config_file: str, opts: Sequence[str]) -> None:
         SSTConfigError: the file cannot be read, a key is unknown (similar ones are named), or a value is not
             allowed.
     """
+    _merge(cfg, config_file, opts)
+    resolve_device(cfg)
+
+
+def _merge(cfg: CN, config_file: str, opts: Sequence[str]) -> None:
     if not config_file:
         raise SSTConfigError(
             "--config-file is missing; give a YAML file, e.g. configs/quick_schedules/synthetic_people.yaml"
@@ -227,19 +110,27 @@ def merge_config(cfg: CN, config_file: str, opts: Sequence[str]) -> None:
     if "://" not in config_file and not os.path.isfile(config_file):
         raise SSTConfigError(f"--config-file: there is no file {config_file}; the project's own lie below configs/")
     cfg.MODEL.DEVICE = ""
-    known = _key_names(cfg)
-    try:
-        cfg.merge_from_file(config_file, allow_unsafe=False)
+    with _naming_mistakes(f"configuration {config_file}", _key_names(cfg)):
+        try:
+            cfg.merge_from_file(config_file, allow_unsafe=False)
+        except yaml.YAMLError as reason:
+            raise SSTConfigError(f"{config_file}: is no plain YAML, the only kind that is read: {reason}") from reason
         cfg.merge_from_list(list(opts))
-    except yaml.YAMLError as reason:
-        raise SSTConfigError(f"{config_file}: is no plain YAML, the only kind that is read: {reason}") from reason
+    check_values(cfg)
+
+
+@contextlib.contextmanager
+def _naming_mistakes(where: str, known: list[str]) -> Iterator[None]:
+    """Turn what merging may raise into an `SSTConfigError` that says where the mistake is."""
+    try:
+        yield
+    except SSTConfigError:
+        raise
     except (KeyError, ValueError, AssertionError, AttributeError, TypeError, OSError) as reason:
         message = str(reason.args[0]) if isinstance(reason, KeyError) else str(reason)
         if message.startswith("Non-existent"):
             message = _unknown_key(message, known)
-        raise SSTConfigError(f"configuration {config_file}: {message}") from reason
-    check_values(cfg)
-    resolve_device(cfg)
+        raise SSTConfigError(f"{where}: {message}") from reason
 
 
 def inference_config(cfg: CN) -> CN:
@@ -254,13 +145,20 @@ def resolve_device(cfg: CN) -> None:
     """Set an empty ``MODEL.DEVICE`` to "cuda" where torch sees a GPU, else to "cpu".
 
     Raises:
-        SSTConfigError: a GPU is asked for and torch sees none.
+        SSTConfigError: a GPU is asked for and torch sees none, or none of that number.
     """
-    if not cfg.MODEL.DEVICE:
+    name, _, number = cfg.MODEL.DEVICE.partition(":")
+    if not name:
         cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-    elif cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+    elif name == "cuda" and not torch.cuda.is_available():
         raise SSTConfigError(
             f"MODEL.DEVICE: '{cfg.MODEL.DEVICE}', but torch sees no GPU; leave the key out or set it to cpu"
+        )
+    elif number and int(number) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise SSTConfigError(
+            f"MODEL.DEVICE: '{cfg.MODEL.DEVICE}', but torch sees {count} GPU{'s' * (count > 1)}, cuda:0 to "
+            f"cuda:{count - 1}"
         )
 
 
@@ -326,5 +224,5 @@ def _unknown_key(message: str, known: list[str]) -> str:
     return (
         f"{message}; did you mean {' or '.join(similar)}?"
         if similar
-        else f"{message}; see sst_d2/config.py for the project's keys"
+        else f"{message}; see sst_d2/config_keys.py for the project's keys"
     )

@@ -88,6 +88,8 @@ _RULES = (
     ("MODEL.SST.SOURCE.DOMAINS", *_TEXTS),
     ("INPUT.FORMAT", *_one_of("RGB", "BGR")),
     ("INPUT.RANDOM_FLIP", *_one_of("horizontal", "none")),
+    ("INPUT.MIN_SIZE_TEST", _whole(0), "a whole number of pixels from 0 on; 0: the photo's own size"),
+    ("INPUT.MAX_SIZE_TEST", _whole(1), "a whole number of pixels from 1 on"),
     (
         "INPUT.SST.SCALE_RANGE",
         lambda v: _list_of(_number, 2)(v) and 0 < v[0] <= v[1] <= 100,
@@ -119,11 +121,13 @@ _RULES = (
     ("SOLVER.SST.ACCUMULATE", *_POSITIVE),
     ("SOLVER.SST.AMP_DTYPE", *_one_of("float16", "bfloat16")),
     ("TEST.EVAL_PERIOD", _whole(0), "a whole number from 0 on; 0: after training only"),
+    ("TEST.SST.PICTURES", _whole(0), "a whole number from 0 on; 0: none"),
     (
         "TEST.SST.SCALES",
         lambda v: _list_of(lambda s: _number(s) and 0 < s <= 10)(v) and len(v) > 0,
         "a list of at least one positive number, to 10",
     ),
+    ("TEST.SST.MAX_PIXELS", *_POSITIVE),
     ("TEST.EXPECTED_RESULTS", _list_of(lambda v: len(v) == 4), "a list of [task, metric, value, tolerance]"),
     ("SEED", lambda v: _whole(-(10**9))(v) and v < 2**32, "a whole number below 2**32; negative: drawn anew"),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -47,6 +48,19 @@ def expand_path(path: str | os.PathLike, base: Path | None = None, error: type[S
     return Path(base) / expanded
 
 
+def partial_path(path: str | os.PathLike, ending: str = "partial") -> Path:
+    """A name beside a file for what is not whole yet; hidden, short enough beside any legal name.
+
+    Args:
+        path: the file.
+        ending: what follows the last point; the same one gives the same name, so that a later run replaces what a
+            killed one has left.
+    """
+    name = os.path.basename(path)
+    # 24 characters are 96 bytes at most, of the 255 that a name may have (143 where it is encrypted).
+    return Path(path).with_name(f".{name[:24]}.{zlib.crc32(os.fsencode(name)):08x}.{ending}")
+
+
 def write_whole(path: str | os.PathLike, write: Callable[[BinaryIO], Any]) -> None:
     """Write under another name, on to the disk, then rename: under ``path`` there is never a part of a file.
 
@@ -57,7 +71,7 @@ def write_whole(path: str | os.PathLike, write: Callable[[BinaryIO], Any]) -> No
     Raises:
         OSError: (or what ``write`` raises) it cannot be written; what lay under ``path`` is as it was.
     """
-    partial = f"{os.fspath(path)}.partial"
+    partial = partial_path(path)
     try:
         with open(partial, "wb") as stream:
             write(stream)

@@ -56,6 +56,17 @@ def test_a_checkpoint_holds_weights_domains_config_and_format(saved, tmp_path):
     assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
 
 
+def test_content_that_was_read_is_loaded_as_its_file_would_be(saved):
+    content = read_checkpoint(saved[1])
+    kept = list(content)
+    other = new_model(seed=1, **WITHOUT)
+    SSTCheckpointer(other).load_content(content, saved[1])
+    assert equal(other, saved[0]) and list(content) == kept
+    del content["model"]["heads.atr.bias"]
+    with pytest.raises(SSTCheckpointError, match=r"model_final\.pth: the checkpoint does not fit.*\n.*heads\.atr"):
+        SSTCheckpointer(other).load_content(content, saved[1])
+
+
 def test_loading_gives_the_weights_back_also_through_detectron2s_own_checkpointer(saved):
     for loader in (SSTCheckpointer, DetectionCheckpointer):
         other = new_model(seed=1)

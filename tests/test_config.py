@@ -2,9 +2,18 @@
 
 import pytest
 import torch
+import yaml
 from detectron2.config import get_cfg
 
-from sst_d2.config import add_sst_config, get_config_file, merge_config, resolve_device
+from sst_d2.config import (
+    add_sst_config,
+    get_config_file,
+    merge_config,
+    merge_options,
+    parse_config,
+    read_config,
+    resolve_device,
+)
 from sst_d2.errors import SSTConfigError
 
 
@@ -50,7 +59,7 @@ def test_the_device_follows_the_user_and_the_machine(cfg, monkeypatch):
     ("opts", "message"),
     [
         (["MODEL.SST.DOMAIN", "[]"], "Non-existent.*did you mean MODEL.SST.DOMAINS"),
-        (["QQQ.WWW", "1"], "see sst_d2/config.py"),
+        (["QQQ.WWW", "1"], "see sst_d2/config_keys.py"),
         (["SOLVER.MAX_ITER", "3", "--resume"], "--resume stands behind KEY VALUE pairs"),
         (["SOLVER.IMS_PER_BATCH", "many"], "Type mismatch"),
         (["SOLVER.IMS_PER_BATCH"], "has odd length|Override list"),
@@ -80,3 +89,36 @@ def test_nothing_of_a_hostile_yaml_file_is_executed(cfg, tmp_path):
     with pytest.raises(SSTConfigError, match="is no plain YAML"):
         merge_config(cfg, str(tmp_path / "hostile.yaml"), [])
     assert not marker.exists()
+
+
+def test_a_number_of_a_gpu_that_is_not_there_is_refused(cfg, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for device in ("cuda", "cuda:0"):
+        cfg.MODEL.DEVICE = device
+        resolve_device(cfg)
+        assert device == cfg.MODEL.DEVICE
+    cfg.MODEL.DEVICE = "cuda:1"
+    with pytest.raises(SSTConfigError, match="MODEL.DEVICE: 'cuda:1', but torch sees 1 GPU, cuda:0 to cuda:0"):
+        resolve_device(cfg)
+
+
+def test_a_configuration_can_be_read_without_choosing_a_device(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    path = get_config_file("single/cihp_R50.yaml")
+    assert read_config(path).MODEL.DEVICE == "" and read_config(path, ["MODEL.DEVICE", "cuda"]).MODEL.DEVICE == "cuda"
+
+
+def test_the_text_of_a_checkpoint_gives_the_configuration_back_with_keys_of_other_versions(cfg):
+    cfg.merge_from_list(["MODEL.SST.DOMAINS", ["atr"], "TEST.SST.MAX_PIXELS", 9])
+    text = cfg.dump()
+    assert yaml.safe_load(parse_config(text).dump()) == yaml.safe_load(text)
+    newer = parse_config(text.replace("MODEL:\n", "MODEL:\n  OF_NEXT_YEAR: 1\n", 1))
+    assert newer.MODEL.OF_NEXT_YEAR == 1
+    merge_options(newer, ["MODEL.OF_NEXT_YEAR", "2"])
+    assert newer.MODEL.OF_NEXT_YEAR == 2
+    with pytest.raises(SSTConfigError, match="options: Non-existent.*did you mean TEST.SST.MAX_PIXELS"):
+        merge_options(newer, ["TEST.SST.MAX_PIXELZ", "2"])
+    for damaged in ("", "- 1", "{", "MODEL: 3", "MODEL: {SST: {DOMAINS: 3}}"):
+        with pytest.raises(SSTConfigError, match="its configuration cannot be read|DOMAINS: 3"):
+            parse_config(damaged)

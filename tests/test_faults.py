@@ -47,12 +47,13 @@ class Row:
     tolerance: int = 0  # of the photo's values, where the format is lossy
 
 
+EMPTY = "is no image file that Pillow can open, or an empty one"
 CUT_PHOTO, CUT_LABELS = "the image cannot be read, it may be damaged", "the label map cannot be read, it may be damaged"
 MODE = "a label map of mode {}; allowed are one-channel 8-bit images"
 TABLE = {
     # The thirteen kinds.
     "truncated image": Row(bad.jpeg(bad.cut("photo", 0.5)), CUT_PHOTO, kind="damaged"),
-    "empty image": Row(bad.with_bytes("photo", b""), "is no image file, or an empty one", kind="damaged"),
+    "empty image": Row(bad.with_bytes("photo", b""), EMPTY, kind="damaged"),
     "missing image": Row(bad.absent("photo"), "the image does not exist", kind="missing_image"),
     "missing label": Row(bad.absent("labels"), "the label map does not exist", "labels", "missing_label"),
     "missing key": Row(bad.key(sem_seg_file_name=...), "no label map is named", "photo", "missing_key"),
@@ -109,7 +110,7 @@ TABLE = {
     "label without its end": Row(bad.without_end("labels", 12), CUT_LABELS, "labels", "damaged"),
     "label with one bit altered": Row(bad.altered("labels", 30), CUT_LABELS, "labels", "damaged"),
     "label with something behind its end": Row(bad.with_tail("labels")),
-    "empty label": Row(bad.with_bytes("labels", b""), "is no image file, or an empty one", "labels", "damaged"),
+    "empty label": Row(bad.with_bytes("labels", b""), EMPTY, "labels", "damaged"),
     "a folder for a label": Row(bad.folder("labels"), CUT_LABELS, "labels", "damaged"),
     "label of no pixels": Row(
         bad.with_bytes("labels", bad.chunked_png(0, 40, 8, b"")), "is no image file", "labels", "damaged"

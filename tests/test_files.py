@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from sst_d2.errors import DatasetCardError, LabelDomainError, SSTError
-from sst_d2.files import expand_path, read_yaml_mapping
+from sst_d2.files import expand_path, partial_path, read_yaml_mapping, write_whole
 
 
 def test_home_variables_and_bases_are_replaced(monkeypatch, tmp_path):
@@ -55,3 +55,17 @@ def test_a_good_file_is_read_and_an_absent_one_is_named(tmp_path):
     assert read_yaml_mapping(tmp_path / "x.yaml", ("name", "size"), (), SSTError) == {"name": "a", "size": [1, 2]}
     with pytest.raises(SSTError, match=r"no\.yaml: cannot be read"):
         read_yaml_mapping(tmp_path / "no.yaml", (), (), SSTError)
+
+
+@pytest.mark.parametrize("name", ["n" * 251 + ".npz", "長" * 80 + ".npz"])
+def test_a_file_of_any_legal_name_is_written(tmp_path, name):
+    write_whole(tmp_path / name, lambda stream: stream.write(b"all"))
+    assert [path.name for path in tmp_path.iterdir()] == [name] and (tmp_path / name).read_bytes() == b"all"
+
+
+def test_what_a_killed_run_has_left_is_replaced_and_no_other_file_shares_its_name(tmp_path):
+    first, other = tmp_path / ("n" * 100 + "1"), tmp_path / ("n" * 100 + "2")
+    assert partial_path(first) == partial_path(str(first)) != partial_path(other)
+    partial_path(first).write_bytes(b"half of an earlier one")
+    write_whole(first, lambda stream: stream.write(b"all"))
+    assert list(tmp_path.iterdir()) == [first] and first.read_bytes() == b"all"

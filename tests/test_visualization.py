@@ -13,13 +13,17 @@ from sst_d2.visualization import (
     CONTOUR_COLOR,
     IGNORE_COLOR,
     color_map,
+    compared,
+    fitted,
     legend,
     matrix_picture,
     overlay,
     save_image,
     save_label_png,
+    sheet,
     side_by_side,
 )
+from sst_d2.visualization.files import PictureFormatError
 
 PASCAL = get_label_domain("pascal_person_part")
 
@@ -163,6 +167,51 @@ def test_side_by_side_refuses_what_does_not_fit():
         side_by_side(photo(), {"nowhere": np.zeros((40, 60), int)})
 
 
+def test_label_domains_of_ones_own_need_no_name():
+    own = LabelDomain("own", ("background", "cape"), ((0, 0, 0), (10, 200, 30)))
+    picture = side_by_side(photo(), {own: labels_with_square(identifier=1)})
+    assert (10, 200, 30) in colors_in(picture)
+
+
+def test_side_by_side_shrinks_what_is_too_large():
+    labels = labels_with_square(500, 250)
+    assert side_by_side(photo(500, 250), {PASCAL: labels}, max_side=400).shape[0] < 500
+    raw = side_by_side(photo(500, 250), {PASCAL: labels})
+    assert np.array_equal(side_by_side(photo(500, 250), {PASCAL: labels}, max_side=500), raw)
+
+
+def test_fitted_keeps_the_shape_and_mixes_no_ids():
+    assert fitted(photo(100, 50), 320).shape == (320, 160, 3) and fitted(photo(100, 50), 20, 40).shape == (40, 20, 3)
+    image, labels = photo(100, 50), labels_with_square(100, 50, 255).astype(np.uint8)
+    assert fitted(image, 50, 200) is image
+    assert set(np.unique(fitted(labels, 333))) == {0, 255}
+
+
+def test_compared_shows_photo_and_label_maps_of_one_size_in_plain_colours():
+    image, truth = photo(320, 200), labels_with_square(320, 200, 4)
+    guess = truth.copy()
+    guess[0] = 6
+    picture = compared(image, {"ground truth": truth, "prediction": guess}, PASCAL)
+    assert np.array_equal(picture[28 : 28 + 320, 7 : 7 + 200], image)
+    assert np.array_equal(picture[28 : 28 + 320, 214 : 214 + 200], color_map(truth, PASCAL))
+    assert np.array_equal(picture[28 : 28 + 320, 421 : 421 + 200], color_map(guess, PASCAL))
+    below = colors_in(picture[28 + 320 :])
+    assert {PASCAL.colors[i] for i in (0, 4, 6)} <= below and PASCAL.colors[1] not in below
+    assert compared(photo(32, 20), {"a": labels_with_square(32, 20)}, PASCAL).shape[0] > 320
+    assert compared(photo(900, 20), {"a": labels_with_square(900, 20)}, PASCAL).shape[0] < 500
+    with pytest.raises(SSTDataError, match="prediction: the image has 320 x 200 pixels .* label map 10 x 10"):
+        compared(image, {"prediction": np.zeros((10, 10), int)}, PASCAL)
+
+
+def test_a_sheet_takes_pictures_of_any_sizes_and_cuts_nothing():
+    pictures = {"small": photo(50, 60), "a name that is wider than its picture": photo(90, 80)}
+    plain, titled = (sheet(pictures, PASCAL, range(7), title) for title in ("", "a title " * 40))
+    assert titled.shape[0] == plain.shape[0] + 28 and titled.shape[1] > plain.shape[1]
+    assert np.array_equal(plain[28 : 28 + 50, 7 : 7 + 60], pictures["small"])
+    assert set(PASCAL.colors) <= colors_in(plain[28 + 90 :])
+    assert (plain[:, -4:] == 255).all()  # a margin: nothing reaches over the edge
+
+
 def darkest(picture):
     """(rows, columns) of the pixels that have the colour of 1."""
     return np.nonzero((picture == (12, 58, 130)).all(axis=2))
@@ -209,12 +258,35 @@ def test_matrix_picture_is_the_same_every_time_and_clips_colours_only():
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 6
 
 
+def test_matrix_picture_tells_negative_and_missing_values_from_zero():
+    def cell(value, **options):
+        """The colours of the only cell, without its letters."""
+        return matrix_picture(np.array([[value]]), ["a"], ["b"], cell_text=lambda value: "", **options)[
+            -10, -10
+        ].tolist()
+
+    assert cell(0.0) == [255, 255, 255] and cell(1.0) == [12, 58, 130] == cell(7.0)
+    red, _, blue = cell(-0.5)
+    assert red > blue + 40 and cell(-1.0) == cell(-7.0)
+    assert len({tuple(cell(value)) for value in (0.0, 1.0, -1.0, np.nan)}) == 4
+
+
+def test_matrix_picture_writes_what_it_is_told_and_no_minus_in_front_of_zero():
+    def shown(value, **options):
+        return matrix_picture(np.array([[value]]), ["a"], ["b"], **options)
+
+    assert np.array_equal(shown(-1e-6), shown(0.0)) or np.abs(shown(-1e-6).astype(int) - shown(0.0)).max() <= 1
+    assert np.array_equal(shown(0.3), shown(0.3, cell_text="{:.2f}".format))
+    assert not np.array_equal(shown(0.3), shown(0.3, cell_text=lambda value: "30"))
+    assert shown(0.3, title="one\ntwo\nthree").shape[0] == shown(0.3, title="one").shape[0] + 2 * 22
+
+
 @pytest.mark.parametrize(
     ("values", "words"),
     [
         (np.zeros((2, 2)), r"shape \(2, 2\) for 1 rows and 2 columns"),
         (np.zeros(2), r"shape \(2,\)"),
-        (np.array([[0, np.nan]]), "one finite number for each pair"),
+        (np.array([[0, np.inf]]), "one finite number, or NaN, for each pair"),
     ],
 )
 def test_matrix_picture_refuses_what_does_not_fit(values, words):
@@ -234,6 +306,23 @@ def test_save_image_writes_whole_files_or_none(tmp_path):
     with pytest.raises(SSTDataError, match=r"d\.png: cannot be written"):
         save_image(tmp_path / "d.png", image)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["b.jpg", "d.png", "new"]
+
+
+@pytest.mark.parametrize("name", ["n" * 251 + ".png", "長" * 80 + ".jpg"])
+def test_pictures_of_any_legal_name_are_written(tmp_path, name):
+    save_image(tmp_path / name, photo())
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize(("ending", "limit"), [("jpg", 65_500), ("webp", 16_383)])
+def test_a_picture_that_its_format_cannot_hold_is_no_fault_of_the_disk(tmp_path, ending, limit):
+    picture = np.zeros((1, limit + 1, 3), np.uint8)
+    words = rf"{limit + 1} x 1 pixels .* \(it holds at most {limit:,} pixels a side\); scale it down, or name a \.png"
+    with pytest.raises(PictureFormatError, match=rf"a\.{ending}: a picture of {words}"):
+        save_image(tmp_path / f"a.{ending}", picture)
+    assert not list(tmp_path.iterdir())
+    save_image(tmp_path / f"a.{ending}", picture[:, 1:])
+    save_image(tmp_path / "a.png", picture)
 
 
 def test_label_png_keeps_ids_and_shows_colours(tmp_path):

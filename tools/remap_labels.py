@@ -42,7 +42,7 @@ try:
     from sst_d2.arguments import available_cores, positive_number
     from sst_d2.data import read_label_map
     from sst_d2.errors import SSTError
-    from sst_d2.files import expand_path
+    from sst_d2.files import expand_path, partial_path
     from sst_d2.label_domains import LabelDomain, get_label_domain
     from sst_d2.visualization import save_label_png
 except ModuleNotFoundError as error:
@@ -205,7 +205,7 @@ class Job:
 
 def _save_grey(path: Path, labels: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = partial_path(path, f"{os.getpid()}.tmp")
     try:
         Image.fromarray(labels).save(temporary, "PNG")
         os.replace(temporary, path)

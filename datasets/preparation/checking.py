@@ -25,6 +25,7 @@ from PIL import Image
 from sst_d2.data.image_io import FileFault, image_size, inspect_photo
 from sst_d2.data.inspection import ERROR, Finding, Inspection, inspect_sample
 from sst_d2.data.label_io import read_label_map
+from sst_d2.files import partial_path
 from sst_d2.label_domains import LabelDomain, get_label_domain
 
 from .colour_labels import read_colour_labels
@@ -159,7 +160,7 @@ def label_path(output: Path, name: str) -> Path:
 def link_or_copy(source: str, target: Path, copy: bool) -> None:
     """Link or copy a file, as a whole or not at all; a link that is there already and right is left alone."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.with_name(f".{target.name}.{os.getpid()}.part")
+    draft = partial_path(target, f"{os.getpid()}.part")
     try:
         if copy:
             shutil.copyfile(source, draft)

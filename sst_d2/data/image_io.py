@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import os
+import re
 import struct
+import threading
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from http.client import HTTPException
 from typing import IO
 
 import numpy as np
@@ -18,10 +22,13 @@ from PIL import Image, UnidentifiedImageError
 
 from sst_d2.errors import SSTDataError
 
+# Pillow's guard against files that unpack to absurdly many pixels; a warning may be an error.
+_GUARD = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+_guard_lock = threading.Lock()
 # What Pillow raises for files that are cut off, altered or absurdly large: found by altering files of fifteen formats.
 DAMAGE = (
     *(OSError, EOFError, SyntaxError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError),
-    *(AssertionError, RuntimeError, struct.error, zlib.error, Image.DecompressionBombError),
+    *(AssertionError, RuntimeError, struct.error, zlib.error, *_GUARD),
 )
 _ORIENTATION = 0x0112
 _PNG_EXIF = {"exif", "Raw profile type exif"}
@@ -36,6 +43,9 @@ _UPRIGHT = {
 }
 _SIDEWAYS = (5, 6, 7, 8)
 _COLOUR_MODES = ("1", "L", "LA", "RGB", "RGBA", "CMYK")  # the usual ones, which always become colours
+# Pillow's names of raw pixels with 16 bits per channel. "BGR;16" and "RGB;16" pack all three channels in 16 bits.
+_DEEP = re.compile(r";16[BLN]|(?<!RGB|BGR);16")
+_HEIF_ENDINGS = (".heic", ".heif")
 
 
 class FileFault(SSTDataError):
@@ -71,7 +81,7 @@ class PhotoFacts:
     transparent: bool
 
 
-def read_image(path: str, image_format: str) -> np.ndarray:
+def read_image(path: str, image_format: str, max_pixels: int | None = None) -> np.ndarray:
     """Read a photo of 8 bits per channel, turned upright by its EXIF tag. Grey, palette and CMYK photos become colours.
 
     Of several frames the first one counts; transparency is left out, so that the stored colours count, as in
@@ -80,20 +90,85 @@ def read_image(path: str, image_format: str) -> np.ndarray:
     Args:
         path: a file, or a URI that Detectron2 knows.
         image_format: order of the channels, "RGB" or "BGR".
+        max_pixels: refuse a photo of more pixels before it is decoded; None: Pillow's own limit alone. A higher one
+            than Pillow's counts in its place, for as long as such a photo is read.
 
     Returns:
         (H, W, 3) uint8, contiguous.
 
     Raises:
         FileFault: the file is absent, empty, damaged, no image, or has more than 8 bits per channel.
+        SSTDataError: it has more than ``max_pixels``.
     """
-    with _photo(path) as image:
-        # Decoded here, so that damage is named: Pillow decodes PNG files for their EXIF data too, and its second
-        # attempt after a failed one would give what has been decoded so far.
-        image.load()
-        tag = orientation(image)
-        upright = image if tag == 1 else image.transpose(_UPRIGHT[tag])
-        return np.ascontiguousarray(convert_PIL_to_numpy(upright, image_format))
+    try:
+        with _photo(path, max_pixels) as image:
+            return _upright_colours(image, image_format)
+    except FileFault as fault:
+        if max_pixels is None or not isinstance(fault.__cause__, _GUARD):
+            raise
+    # First the header alone, so that a photo that is too large is refused by its size.
+    with _guarding(path, None), _opened(path) as stream, Image.open(stream) as image:
+        size = (image.height, image.width)
+    check_pixels(path, size, max_pixels)
+    with _guarding(path, max_pixels), _photo(path, max_pixels) as image:
+        return _upright_colours(image, image_format)
+
+
+@contextlib.contextmanager
+def _guarding(path: str, limit: int | None) -> Iterator[None]:
+    """Let Pillow's guard take another limit, None: none. Pillow has one for the whole process: one photo at a time."""
+    with _guard_lock, naming_faults(path, "image", "missing_image"):
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, limit
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+
+
+def picture_colours(
+    image: Image.Image, image_format: str, max_pixels: int | None = None, name: str = "a PIL image"
+) -> np.ndarray:
+    """As `read_image`, of a picture that Pillow has opened already; its file, if any, may not have been decoded yet.
+
+    Args:
+        image: the picture.
+        image_format, max_pixels: as `read_image`.
+        name: of a picture that was not opened from a named file, for messages.
+
+    Raises:
+        FileFault, SSTDataError: as `read_image`.
+    """
+    name = getattr(image, "filename", "") or name
+    with naming_faults(name, "image", "missing_image"):
+        _check_picture(name, image, max_pixels)
+        return _upright_colours(image, image_format)
+
+
+def check_pixels(name: str, size: tuple[int, int], max_pixels: int | None) -> None:
+    """Refuse a photo of too many pixels.
+
+    Args:
+        name: of the photo, for the message.
+        size: (height, width).
+        max_pixels: the most that are allowed; None: any number.
+
+    Raises:
+        SSTDataError: there are more.
+    """
+    if max_pixels is not None and size[0] * size[1] > max_pixels:
+        raise SSTDataError(
+            f"{name}: {size[0]} x {size[1]} pixels (height x width), {size[0] * size[1] / 1e6:.1f} million, are more "
+            f"than TEST.SST.MAX_PIXELS {max_pixels} allows; scale the photo down, or raise that limit"
+        )
+
+
+def _upright_colours(image: Image.Image, image_format: str) -> np.ndarray:
+    # Decoded here, so that damage is named: Pillow decodes PNG files for their EXIF data too, and its second
+    # attempt after a failed one would give what has been decoded so far.
+    image.load()
+    tag = orientation(image)
+    upright = image if tag == 1 else image.transpose(_UPRIGHT[tag])
+    return np.ascontiguousarray(convert_PIL_to_numpy(upright, image_format))
 
 
 def inspect_photo(path: str) -> PhotoFacts:
@@ -152,29 +227,73 @@ def naming_faults(path: str | os.PathLike, what: str, missing_kind: str) -> Iter
     except FileNotFoundError as reason:
         raise FileFault(f"{path}: the {what} does not exist", missing_kind) from reason
     except UnidentifiedImageError as reason:
-        raise FileFault(f"{path}: is no image file, or an empty one") from reason
+        problem = "is no image file that Pillow can open, or an empty one"
+        if _is_heif(path) and "HEIF" not in Image.OPEN:
+            problem = "is by its name a HEIC file, which Pillow alone cannot open; convert it to JPEG, or: "
+            problem += "pip install pillow-heif"
+        raise FileFault(f"{path}: {problem}") from reason
+    except _GUARD as reason:
+        raise FileFault(
+            f"{path}: the {what} cannot be read, it has more pixels than Pillow opens ({reason}); scale it down"
+        ) from reason
     except DAMAGE as reason:
         why = str(reason) or type(reason).__name__
         raise FileFault(f"{path}: the {what} cannot be read, it may be damaged or cut off ({why})") from reason
 
 
 @contextlib.contextmanager
-def _photo(path: str) -> Iterator[Image.Image]:
+def _photo(path: str, max_pixels: int | None = None) -> Iterator[Image.Image]:
     """The opened photo, its pixels not decoded yet; what goes wrong meanwhile becomes a `FileFault`."""
     with (
         naming_faults(path, "image", "missing_image"),
-        PathManager.open(path, "rb") as stream,
+        _opened(path) as stream,
         open_whole(stream) as image,
     ):
-        if image.mode.startswith(("I", "F")) or any(";16" in str(tile[3]) for tile in image.tile):
-            raise FileFault(
-                f"{path}: an image of mode {image.mode} with more than 8 bits per channel would be clipped; "
-                "convert it to 8 bits first",
-                "wrong_mode",
-            )
-        if image.format == "PNG" and image.mode == "P" and image.palette is None:
-            raise FileFault(f"{path}: a palette image without its palette; the file is damaged")
+        _check_picture(path, image, max_pixels)
         yield image
+
+
+def _opened(path: str) -> IO[bytes]:
+    """The file, fetched where ``path`` is an address; of HEIC files Pillow learns to read them, where it can."""
+    _learn_heif(path)
+    try:
+        return PathManager.open(path, "rb")
+    except (OSError, ValueError, HTTPException) as reason:
+        if "://" not in path:
+            raise  # `naming_faults` knows what files suffer from
+        raise FileFault(
+            f"{path}: the image cannot be had ({reason}); check the address, or fetch the file and give its path",
+            "missing_image",
+        ) from reason
+
+
+def _is_heif(path: str | os.PathLike) -> bool:
+    return str(path).lower().endswith(_HEIF_ENDINGS)
+
+
+def _learn_heif(path: str | os.PathLike) -> None:
+    """Register pillow-heif, where it is installed, before the first HEIC file is opened."""
+    if _is_heif(path) and "HEIF" not in Image.OPEN:
+        with contextlib.suppress(ImportError):  # `naming_faults` says how to get it
+            importlib.import_module("pillow_heif").register_heif_opener()
+
+
+def _check_picture(name: str, image: Image.Image, max_pixels: int | None) -> None:
+    """Refuse what would be clipped, what is too large and what cannot become colours, before it is decoded."""
+    if 0 in image.size:
+        raise FileFault(
+            f"{name}: an image of {image.height} x {image.width} pixels (height x width); at least one is expected"
+        )
+    tiles = getattr(image, "tile", [])  # of a picture that was opened from a file
+    if image.mode.startswith(("I", "F")) or any(_DEEP.search(str(tile[3])) for tile in tiles):
+        raise FileFault(
+            f"{name}: an image of mode {image.mode} with more than 8 bits per channel would be clipped; "
+            "convert it to 8 bits first",
+            "wrong_mode",
+        )
+    if image.format == "PNG" and image.mode == "P" and image.palette is None:
+        raise FileFault(f"{name}: a palette image without its palette; the file is damaged")
+    check_pixels(name, (image.height, image.width), max_pixels)
 
 
 def image_size(path: str) -> tuple[int, int] | None:
@@ -206,6 +325,7 @@ def orientation(image: Image.Image) -> int:
 
 def _header(path: str) -> tuple[tuple[int, int], int] | None:
     """((width, height) as stored, EXIF tag); None where the file is no readable image."""
+    _learn_heif(path)
     try:
         with Image.open(path) as image:
             return image.size, orientation(image)

@@ -16,6 +16,7 @@ from sst_d2.errors import SSTConfigError
 from sst_d2.label_domains import LabelDomain, get_label_domain
 from sst_d2.modeling.decoder import build_sst_decoder
 from sst_d2.modeling.heads import SSTHeads
+from sst_d2.modeling.label_maps import label_map
 from sst_d2.modeling.losses import IGNORE, BatchTotals, SSTLosses, upsample
 from sst_d2.modeling.presets import preset_value
 
@@ -75,14 +76,18 @@ class SST(nn.Module):
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
 
     @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Read ``MODEL``, after a look at its values: a user's own script does not pass through `merge_config`."""
+    def from_config(cls, cfg: CfgNode, domains: Sequence[LabelDomain] | None = None) -> dict[str, Any]:
+        """Read ``MODEL``, after a look at its values: a user's own script does not pass through `merge_config`.
+
+        ``domains``, the records that a checkpoint carries, go before the names in ``MODEL.SST.DOMAINS``.
+        """
         check_values(cfg, below="MODEL.")
-        if not cfg.MODEL.SST.DOMAINS:
+        if domains is None:
+            domains = [get_label_domain(reference) for reference in cfg.MODEL.SST.DOMAINS]
+        if not domains:
             raise SSTConfigError(
                 "MODEL.SST.DOMAINS is empty; name at least one label domain, e.g. [pascal_person_part]"
             )
-        domains = [get_label_domain(reference) for reference in cfg.MODEL.SST.DOMAINS]
         backbone = build_backbone(cfg)
         decoder = build_sst_decoder(cfg, backbone.output_shape())
         heads = SSTHeads(decoder.out_channels, domains)
@@ -109,6 +114,11 @@ class SST(nn.Module):
         """Where the model's parameters lie."""
         return self.pixel_mean.device
 
+    @property
+    def size_divisibility(self) -> int:
+        """Both sides of a batch are padded, at the right and below, to a multiple of it."""
+        return max(self.backbone.size_divisibility, _STRIDE)
+
     def forward(
         self, batched_inputs: list[dict[str, Any]], totals: BatchTotals | None = None
     ) -> dict[str, torch.Tensor] | list[dict[str, Any]]:
@@ -120,6 +130,7 @@ class SST(nn.Module):
                 ``label_domain``: name of the image's domain; in training needed, else optional, and may be "all".
                 ``sem_seg``: (H, W) int64, ids in [0, K) or the domain's ignore label; in training.
                 ``height``, ``width``: size of the result; optional, the image's own by default; in prediction.
+                ``output``: "logits" (default) or "labels"; in prediction.
             totals: in training on a batch that comes in parts: `totals_of` all parts, so that the parts' losses and
                 gradients add up to the whole one's; None: this is the whole batch.
 
@@ -128,9 +139,14 @@ class SST(nn.Module):
             ``auxiliary`` those of `SSTLosses.auxiliary`. Else one dict per image:
                 ``sem_seg``: (K, height, width) float logits of the image's domain, of "all" of the default domain.
                 ``sem_seg_by_domain``: with "all", by domain name (K, height, width).
+            Of an image with ``output`` "labels", which never has the logits of all its pixels in memory, instead:
+                ``labels``: (height, width) uint8, the arg-max of ``sem_seg``.
+                ``logits``: (K, h, w), as the head gives them, over the padded image.
+                ``padded``, ``crop``: (height, width) of the padded image, and of the image in its upper left corner.
+                ``labels_by_domain``, ``logits_by_domain``: with "all", by domain name.
 
         Raises:
-            SSTConfigError: an image names a domain that the model has no head for.
+            SSTConfigError: an image names a domain that the model has no head for, or an unknown ``output``.
         """
         images = self._normalised_images(batched_inputs)
         names = [self._domain_of(sample) for sample in batched_inputs]
@@ -153,9 +169,11 @@ class SST(nn.Module):
 
     def _normalised_images(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         images = [(sample["image"].to(self.device) - self.pixel_mean) / self.pixel_std for sample in batched_inputs]
-        return ImageList.from_tensors(images, max(self.backbone.size_divisibility, _STRIDE))
+        return ImageList.from_tensors(images, self.size_divisibility)
 
     def _domain_of(self, sample: dict[str, Any]) -> str:
+        if sample.get("output", "logits") not in ("logits", "labels"):
+            raise SSTConfigError(f"an input's `output` is {sample['output']!r}; allowed: 'logits', 'labels'")
         name = sample.get("label_domain", None if self.training else self.default_domain)
         if name in self.domains or (name == ALL_DOMAINS and not self.training):
             return name
@@ -211,20 +229,34 @@ class SST(nn.Module):
         names: list[str],
     ) -> list[dict[str, Any]]:
         results = []
+        padded = tuple(images.tensor.shape[-2:])
         for row, (sample, name) in enumerate(zip(batched_inputs, names, strict=True)):
+            crop = tuple(images.image_sizes[row])
+            size = (sample.get("height", crop[0]), sample.get("width", crop[1]))
             wanted = list(self.domains) if name == ALL_DOMAINS else [name]
-            image_size = images.image_sizes[row]
-            size = (sample.get("height", image_size[0]), sample.get("width", image_size[1]))
-            by_domain = {}
-            for domain in wanted:
-                logits = upsample(self.heads(features[4][row : row + 1], domain), tuple(images.tensor.shape[-2:]))
-                logits = logits[:, :, : image_size[0], : image_size[1]]
-                by_domain[domain] = (logits if tuple(image_size) == size else upsample(logits, size))[0]
-            if name == ALL_DOMAINS:
-                results.append({"sem_seg": by_domain[self.default_domain], "sem_seg_by_domain": by_domain})
+            coarse = {domain: self.heads(features[4][row : row + 1], domain) for domain in wanted}
+            if sample.get("output", "logits") == "labels":
+                logits = {domain: values[0] for domain, values in coarse.items()}
+                by_key = {
+                    "labels": {domain: label_map(values, padded, crop, size) for domain, values in logits.items()},
+                    "logits": logits,
+                }
+                result = {"padded": padded, "crop": crop}
             else:
-                results.append({"sem_seg": by_domain[name]})
+                by_key = {"sem_seg": {domain: _full(values, padded, crop, size) for domain, values in coarse.items()}}
+                result = {}
+            main = self.default_domain if name == ALL_DOMAINS else name
+            result.update({key: by_domain[main] for key, by_domain in by_key.items()})
+            if name == ALL_DOMAINS:
+                result.update({f"{key}_by_domain": by_domain for key, by_domain in by_key.items()})
+            results.append(result)
         return results
+
+
+def _full(logits: torch.Tensor, padded: tuple[int, int], crop: tuple[int, int], size: tuple[int, int]) -> torch.Tensor:
+    """(1, K, h, w) coarse logits to (K, height, width): to the padded image, without its padding, to ``size``."""
+    logits = upsample(logits, padded)[:, :, : crop[0], : crop[1]]
+    return (logits if crop == size else upsample(logits, size))[0]
 
 
 def _losses_from_config(node: CfgNode) -> SSTLosses:

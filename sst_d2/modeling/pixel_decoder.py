@@ -169,7 +169,8 @@ class SSTPixelDecoder(nn.Module):
             by stride s, (B, D, H/s, W/s).
         """
         maps = [self.input_proj[str(stride)](features[stride]) for stride in self.strides]
-        shapes = [(int(level.shape[-2]), int(level.shape[-1])) for level in maps]
+        # No int(): where a trace is taken, sizes must stay what depends on the input's size.
+        shapes = [(level.shape[-2], level.shape[-1]) for level in maps]
         positions = torch.cat(
             [
                 sine_position_encoding(*shape, level.shape[1], level.device) + embedding
@@ -182,7 +183,7 @@ class SSTPixelDecoder(nn.Module):
             tokens = layer(tokens, positions, shapes, references)
         refined = tokens.split([height * width for height, width in shapes], dim=1)
         return {
-            stride: level.transpose(1, 2).unflatten(2, shape)
+            stride: level.transpose(1, 2).view(*level.shape[::2], *shape)
             for stride, level, shape in zip(self.strides, refined, shapes, strict=True)
         }
 

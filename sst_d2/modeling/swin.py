@@ -44,12 +44,13 @@ class SwinBackbone(Backbone):
             current = part(current)
             if number % 2:
                 name = self._out_features[number // 2]
-                maps[name] = self._normalised(current, last=name == self._out_features[-1])
+                maps[name] = self._normalised(current, name)
         return maps
 
-    def _normalised(self, tokens: torch.Tensor, last: bool) -> torch.Tensor:
+    def _normalised(self, tokens: torch.Tensor, name: str) -> torch.Tensor:
         """(B, h, w, C) to (B, C, h, w)."""
-        tokens = self.norm(tokens) if last else F.layer_norm(tokens, tokens.shape[-1:])
+        last, channels = name == self._out_features[-1], self._out_feature_channels[name]
+        tokens = self.norm(tokens) if last else F.layer_norm(tokens, (channels,))
         return tokens.permute(0, 3, 1, 2).contiguous()
 
 

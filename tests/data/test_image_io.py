@@ -1,10 +1,15 @@
 """The one reader of photos."""
 
+import struct
+import sys
+import zlib
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 
-from sst_d2.data.image_io import image_size, inspect_photo, is_turned_sideways, read_image
+from sst_d2.data.image_io import image_size, inspect_photo, is_turned_sideways, picture_colours, read_image
 from sst_d2.errors import SSTDataError
 
 PHOTO = np.random.default_rng(0).integers(256, size=(40, 48, 3)).astype(np.uint8)
@@ -49,6 +54,89 @@ def test_absurdly_large_headers_are_refused_by_name(tmp_path, monkeypatch):
     with pytest.raises(SSTDataError, match=r"x\.png: the image cannot be read"):
         read_image(str(tmp_path / "x.png"), "RGB")
     assert image_size(str(tmp_path / "x.png")) is None
+
+
+@pytest.mark.parametrize(
+    ("mode", "ending"), [("RGB", "png"), ("L", "jpg"), ("P", "png"), ("CMYK", "jpg"), ("RGB", "webp")]
+)
+def test_an_opened_picture_becomes_what_its_file_becomes(tmp_path, mode, ending):
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    path = str(tmp_path / f"x.{ending}")
+    Image.fromarray(PHOTO).convert(mode).save(path, exif=exif)
+    for order in ("RGB", "BGR"):
+        assert np.array_equal(picture_colours(Image.open(path), order), read_image(path, order))
+
+
+def test_a_limit_of_pixels_counts_before_anything_is_decoded(tmp_path, monkeypatch):
+    path = str(tmp_path / "x.png")
+    Image.fromarray(PHOTO).save(path)
+    assert read_image(path, "RGB", max_pixels=40 * 48).shape == (40, 48, 3)
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", None)
+    with pytest.raises(SSTDataError, match=r"x\.png: 40 x 48 pixels.*MAX_PIXELS 1919 allows"):
+        read_image(path, "RGB", max_pixels=40 * 48 - 1)
+
+
+def test_a_bmp_that_packs_its_channels_in_16_bits_is_read_and_16_bits_per_channel_are_refused(tmp_path):
+    pixels = np.array([[0xF800, 0x07E0], [0x001F, 0x0000]], "<u2")  # red, green; blue, black: the last row comes first
+    masks = struct.pack("<3I", 0xF800, 0x07E0, 0x001F)
+    header = struct.pack("<IiiHHIIiiII", 40, 2, 2, 1, 16, 3, 8, 0, 0, 0, 0)
+    content = b"BM" + struct.pack("<IHHI", 14 + 40 + 12 + 8, 0, 0, 14 + 40 + 12) + header + masks
+    (tmp_path / "565.bmp").write_bytes(content + pixels[::-1].tobytes())
+    expected = [[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [0, 0, 0]]]
+    assert read_image(str(tmp_path / "565.bmp"), "RGB").tolist() == expected
+    Image.fromarray(PHOTO[..., 0].astype(np.uint16)).save(tmp_path / "deep.tif")
+    for name in ("deep.tif", *DEEP_PNGS):
+        (tmp_path / name).write_bytes(DEEP_PNGS.get(name) or (tmp_path / name).read_bytes())
+        with pytest.raises(SSTDataError, match=f"{name}: .*more than 8 bits per channel"):
+            read_image(str(tmp_path / name), "RGB")
+
+
+def deep_png(colour_type, channels):
+    """One pixel of 16 bits per channel."""
+
+    def chunk(name, content):
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    header = struct.pack(">IIBBBBB", 1, 1, 16, colour_type, 0, 0, 0)
+    pixel = zlib.compress(bytes(1 + 2 * channels))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixel) + chunk(b"IEND", b"")
+
+
+DEEP_PNGS = {"rgb.png": deep_png(2, 3), "la.png": deep_png(4, 2), "rgba.png": deep_png(6, 4), "l.png": deep_png(0, 1)}
+
+
+@pytest.fixture
+def without_heif(monkeypatch):
+    """Pillow without pillow-heif, whatever is installed."""
+    Image.init()
+    monkeypatch.setattr(Image, "OPEN", {name: opener for name, opener in Image.OPEN.items() if name != "HEIF"})
+    monkeypatch.setattr(Image, "ID", [name for name in Image.ID if name != "HEIF"])
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+
+
+def test_a_heic_file_is_refused_with_the_remedy_and_read_where_pillow_heif_is_installed(
+    tmp_path, monkeypatch, without_heif
+):
+    for name in ("x.heic", "X.HEIF"):
+        (tmp_path / name).write_bytes(b"\0\0\0\x18ftypheic" + PHOTO.tobytes())
+        words = f"{name}: is by its name a HEIC file.*convert it to JPEG.* pip install pillow-heif$"
+        with pytest.raises(SSTDataError, match=words):
+            read_image(str(tmp_path / name), "RGB")
+        assert image_size(str(tmp_path / name)) is None
+
+    def opener(stream, filename):
+        return Image.frombytes("RGB", (48, 40), stream.read()[12:])
+
+    def register():
+        Image.register_open("HEIF", opener, lambda prefix: prefix[4:12] == b"ftypheic")
+
+    monkeypatch.setitem(sys.modules, "pillow_heif", SimpleNamespace(register_heif_opener=register))
+    assert image_size(str(tmp_path / "x.heic")) == (40, 48)
+    assert np.array_equal(read_image(str(tmp_path / "x.heic"), "RGB"), PHOTO)
+    (tmp_path / "text.heic").write_text("no photo")
+    with pytest.raises(SSTDataError, match=r"text\.heic: is no image file that Pillow can open"):
+        read_image(str(tmp_path / "text.heic"), "RGB")
 
 
 def test_a_damaged_png_is_named_and_never_read_as_other_pixels(tmp_path):

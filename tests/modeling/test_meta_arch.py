@@ -114,6 +114,39 @@ def test_all_domains_come_from_one_pass_and_equal_the_single_ones(model):
     assert torch.equal(together["sem_seg"], single["pascal_person_part"])
 
 
+@pytest.mark.parametrize("size", [(40, 33), (64, 32), (1, 5)])
+@pytest.mark.parametrize("asked", [{}, {"height": 50, "width": 20}])
+def test_labels_are_the_arg_max_of_the_logits_with_what_makes_logits_of_them_again(model, size, asked):
+    model.eval()
+    sample = {"image": torch.randint(256, (3, *size), dtype=torch.uint8), "label_domain": "all", **asked}
+    with torch.no_grad():
+        logits = model([sample])[0]["sem_seg_by_domain"]
+        answer = model([{**sample, "output": "labels"}])[0]
+        single = model([{**sample, "output": "labels", "label_domain": "atr"}])[0]
+    assert list(answer["labels_by_domain"]) == list(answer["logits_by_domain"]) == list(DOMAINS)
+    for name, labels in answer["labels_by_domain"].items():
+        assert labels.dtype == torch.uint8 and labels.shape == logits[name].shape[1:]
+        highest = logits[name].topk(2, dim=0).values
+        clear = highest[0] - highest[1] > 1e-6
+        assert torch.equal(labels[clear].long(), logits[name].argmax(0)[clear]) and clear.float().mean() > 0.9
+        assert answer["logits_by_domain"][name].shape[1:] == (answer["padded"][0] // 4, answer["padded"][1] // 4)
+    assert torch.equal(answer["labels"], answer["labels_by_domain"]["pascal_person_part"])
+    assert torch.equal(answer["logits"], answer["logits_by_domain"]["pascal_person_part"])
+    assert sorted(single) == ["crop", "labels", "logits", "padded"] and single["crop"] == size
+    assert torch.equal(single["labels"], answer["labels_by_domain"]["atr"])
+
+
+def test_an_unknown_output_is_refused(model):
+    with pytest.raises(SSTConfigError, match="`output` is 'label'; allowed: 'logits', 'labels'"):
+        model.eval()([{"image": torch.zeros(3, 32, 32), "output": "label"}])
+
+
+def test_records_of_label_domains_go_before_the_names_in_the_configuration():
+    record = get_label_domain("atr").__class__("mars", ("a", "b"), ((0, 0, 0),) * 2)
+    model = SST(inference_config(tiny_cfg(domains=["/gone/mars.yaml"])), domains=[record])
+    assert list(model.domains.values()) == [record] and model.heads["mars"].out_channels == 2
+
+
 def test_images_of_a_batch_do_not_change_each_others_prediction(model):
     model.eval()
     first, second = (torch.randint(256, (3, 32, 32), dtype=torch.uint8) for _ in range(2))

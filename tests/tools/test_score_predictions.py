@@ -133,7 +133,9 @@ def test_several_processes_count_what_one_counts_and_report_errors_as_one_does(c
     assert np.array_equal(score_predictions.count_all(counts, 2), alone) and alone.sum() == 5 * (40 * 48 - 1)
     (predictions / "toy_3.png").write_bytes(b"")
     for workers in (1, 2):
-        with pytest.raises(SSTDataError, match=r"^prediction .*toy_3\.png: is no image file, or an empty one$"):
+        with pytest.raises(
+            SSTDataError, match=r"^prediction .*toy_3\.png: is no image file that Pillow can open, or an empty one$"
+        ):
             score_predictions.count_all(counts, workers)
 
 

@@ -12,12 +12,13 @@ from conftest import DOMAINS, ROOT, tiny_cfg
 from detectron2.modeling import build_model
 from torch import nn
 
-from sst_d2 import SSTWithTTA, inference
+from sst_d2 import SSTWithTTA
 from sst_d2.config import inference_config
 from sst_d2.config_checks import check_values
 from sst_d2.data import register_dataset_cards
 from sst_d2.engine import SSTTrainer
 from sst_d2.errors import LabelDomainError, SSTConfigError
+from sst_d2.inference import tta
 from sst_d2.label_domains import get_label_domain, known_label_domains
 from sst_d2.launch import launch
 from sst_d2.run_setup import argument_parser
@@ -163,8 +164,8 @@ def test_at_other_scales_it_does_to_1e_4_of_the_logits(model, name):
 @pytest.mark.parametrize("scale", [0.3, *SCALES])
 def test_resizing_the_mirrored_image_gives_the_mirrored_resized_image(scale):
     image = photo(97, 131)
-    mirrored = inference._view(image.flip(-1), scale, mirrored=True)
-    assert (mirrored.float() - inference._view(image, scale, mirrored=False)).abs().max() < 2e-5  # of 255
+    mirrored = tta._view(image.flip(-1), scale, mirrored=True)
+    assert (mirrored.float() - tta._view(image, scale, mirrored=False)).abs().max() < 2e-5  # of 255
 
 
 def test_all_label_domains_at_once_equal_each_by_itself(model):
