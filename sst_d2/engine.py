@@ -23,14 +23,16 @@ from sst_d2.branch_log import BranchLog
 from sst_d2.checkpoint import SSTCheckpointer
 from sst_d2.config import changed_values
 from sst_d2.data import SSTDatasetMapper, build_sst_train_loader
-from sst_d2.data.loader import SSTTrainLoader
+from sst_d2.data.loader import SSTTrainLoader, load_datasets
 from sst_d2.data.subset import images_by_set, keep_subset
 from sst_d2.errors import SSTCheckpointError, SSTConfigError
 from sst_d2.evaluation import SSTSemSegEvaluator
 from sst_d2.files import expand_path
 from sst_d2.hooks import FinishStep, SaveBest, SaveForInference, SeedEveryStep
 from sst_d2.inference import SSTWithTTA
+from sst_d2.label_domains import get_label_domain
 from sst_d2.optimizer import build_optimizer, full_model_clip
+from sst_d2.pictures import PredictionPictures
 from sst_d2.run_setup import argument_parser, check_config, epochs_to_iterations, setup
 from sst_d2.train_step import TrainStep
 
@@ -169,13 +171,22 @@ class SSTTrainer(DefaultTrainer):
             standard.insert(place, EvalHook(0, self._test_with_TTA))
         if self.cfg.DATASETS.TEST and comm.is_main_process():
             standard.insert(place, SaveBest(self.cfg.TEST.EVAL_PERIOD))
-        behind = (SaveForInference, EvalHook, SaveBest, PeriodicWriter)
+            if self.cfg.TEST.SST.PICTURES:
+                mapper = SSTDatasetMapper(self.cfg, is_train=False)
+                pictures = PredictionPictures(network, mapper, self._pictured_samples, self.cfg.TEST.EVAL_PERIOD)
+                standard.insert(place, pictures)
+        behind = (SaveForInference, EvalHook, SaveBest, PredictionPictures, PeriodicWriter)
         behind_checkpoint = [hook for hook in standard if isinstance(hook, behind)]
         return [*own, *standard, FinishStep(behind_checkpoint, self.cfg.OUTPUT_DIR, self.cfg.TEST.EVAL_PERIOD)]
 
     def _test_with_TTA(self) -> Any:
         self._last_tta_results = self.test_with_TTA(self.cfg, self.model)
         return self._last_tta_results
+
+    def _pictured_samples(self) -> dict[str, list[dict[str, Any]]]:
+        """The first ``TEST.SST.PICTURES`` dataset dicts of each test set."""
+        domains = [get_label_domain(reference).name for reference in self.cfg.MODEL.SST.DOMAINS]
+        return {name: load_datasets([name], domains)[: self.cfg.TEST.SST.PICTURES] for name in self.cfg.DATASETS.TEST}
 
     def build_writers(self) -> list[Any]:
         """Detectron2's writers: the console, ``metrics.json`` and TensorBoard, in ``OUTPUT_DIR``."""
