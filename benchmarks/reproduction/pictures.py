@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +15,7 @@ from reproduction.claims import ABLATION
 from reproduction.results import OWN, Results
 from reproduction.rows import ALL, P
 from reproduction.tables import TITLES
+from sst_d2.files import write_whole
 
 CURVES, CATEGORIES = "curves.png", "categories.png"
 _PLACES = {OWN: "own validation images", "heldout": "held-out images of all styles"}
@@ -62,10 +63,9 @@ def draw(results: Results, folder: Path) -> list[Path]:
     written = []
     for name, figure in ((CURVES, curves(results)), (CATEGORIES, categories(results))):
         if figure is not None:
-            temporary = folder / f".{name}.{os.getpid()}.tmp"
             # Without the version of the program, equal records give equal files.
-            figure.savefig(temporary, format="png", dpi=90, metadata={"Software": None})
-            temporary.replace(folder / name)
+            save = partial(figure.savefig, format="png", dpi=90, metadata={"Software": None})
+            write_whole(folder / name, save)
             written.append(folder / name)
     return written
 
