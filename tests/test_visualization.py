@@ -135,6 +135,11 @@ def test_legend_works_with_a_pillow_without_scalable_font(monkeypatch):
     assert len(darkest(matrix_picture(np.ones((1, 2)), ["head"], ["face", "hat"]))[0]) > 100
 
 
+def test_letters_beside_a_panorama_do_not_grow_with_it():
+    picture = side_by_side(photo(4, 12000), {"pascal_person_part": labels_with_square(4, 12000)})
+    assert picture.shape[0] < 1000  # it would be 1,566 with letters of a 32nd of the width
+
+
 def test_side_by_side_has_the_photo_and_one_overlay_per_domain():
     image = photo(330, 400)
     labels = {"pascal_person_part": labels_with_square(330, 400), "atr": labels_with_square(330, 400, 16)}

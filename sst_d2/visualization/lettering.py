@@ -6,7 +6,7 @@ import numpy as np
 from PIL import ImageDraw, ImageFont
 
 PAPER, INK, FRAME = (255, 255, 255), (24, 24, 24), (128, 128, 128)
-MIN_FONT = 14
+MIN_FONT, MAX_FONT = 14, 160
 Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
 

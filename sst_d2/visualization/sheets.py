@@ -17,7 +17,7 @@ from sst_d2.visualization.label_maps import (
     legend,
     overlay,
 )
-from sst_d2.visualization.lettering import MIN_FONT, PAPER, font_of, text_width, write
+from sst_d2.visualization.lettering import MAX_FONT, MIN_FONT, PAPER, font_of, text_width, write
 
 _MIN_SIDE = 320  # a smaller photo is enlarged to this longer side, so that its legend can be read
 _MIN_COLUMN = 200
@@ -142,8 +142,8 @@ def _nothing() -> np.ndarray:
 
 
 def _font_size(column: int) -> int:
-    """Height of the letters that go with a column of so many pixels."""
-    return max(MIN_FONT, column // 32)
+    """Height of the letters that go with a column of so many pixels; beside a panorama they stay letters."""
+    return min(MAX_FONT, max(MIN_FONT, column // 32))
 
 
 def _gap(font_size: int) -> int:
