@@ -248,5 +248,5 @@ def degenerated(figures: Mapping[str, float], pair: Sequence[str]) -> str:
         f"MST does nothing between {' and '.join(pair)} any more: the rows of X_3 are nearly parallel (mean cosine: "
         f"{', '.join(f'{name} {value:.3f}' for name, value in cosines.items())}), so every category looks like every "
         f"other, and the comparison of images finds next to no mismatch where categories occur ({mismatch:.4f}). What "
-        "helps: MODEL.SST.AUXILIARY.PRESET stable; beside it, a smaller IMAGE_LEVEL (docs/DESIGN.md)"
+        "helps: MODEL.SST.AUXILIARY.PRESET stable; beside it, a smaller IMAGE_LEVEL (docs/DECISIONS.md)"
     )

@@ -34,7 +34,7 @@ _TORCHVISION_RESNET = (
 
 
 class SSTCheckpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer with the rules of docs/DESIGN.md.
+    """Detectron2's checkpointer with the rules of docs/DECISIONS.md.
 
     Args:
         model: the network.

@@ -91,7 +91,7 @@ def _model_node() -> CN:
             "DOMAINS": [],
             # The domain of inputs that name none; "": the first of DOMAINS.
             "DEFAULT_DOMAIN": "",
-            # Deformable-attention encoder over strides 8, 16 and 32, as in Mask2Former (A2 in docs/DESIGN.md).
+            # Deformable-attention encoder over strides 8, 16 and 32, as in Mask2Former (A2 in docs/DECISIONS.md).
             "PIXEL_DECODER": {
                 "LAYERS": 6,
                 "HEADS": 8,

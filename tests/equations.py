@@ -1,7 +1,7 @@
 """The paper's equations once more, as plain loops in NumPy, float64; written from its text, not from the code.
 
 Linear maps multiply from the right, as the paper writes them: x W. Letters: K categories, D channels, h × w pixels,
-L scales. The letters A1, A2 … stand for the readings of the paper in docs/DESIGN.md.
+L scales. The letters A1, A2 … stand for the readings of the paper in docs/DECISIONS.md.
 """
 
 from __future__ import annotations

@@ -248,7 +248,7 @@ def test_a_collapsed_branch_is_warned_of_once(caplog):
     said = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert len(said) == 1 and said[0].startswith("MST does nothing between a and b any more: the rows of X_3 are")
     assert "(mean cosine: a 0.998, b 0.998)" in said[0] and "no mismatch where categories occur (0.0100)" in said[0]
-    assert "MODEL.SST.AUXILIARY.PRESET stable" in said[0] and "docs/DESIGN.md" in said[0]
+    assert "MODEL.SST.AUXILIARY.PRESET stable" in said[0] and "docs/DECISIONS.md" in said[0]
     caplog.clear()
     resumed = BranchLog(network, 2)
     resumed.load_state_dict(hook.state_dict())

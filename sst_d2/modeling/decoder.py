@@ -1,7 +1,7 @@
 """`SSTDecoder`: three stages of up-sampling and Swin blocks; and the registry of whatever may stand in its place.
 
 A decoder takes the backbone's maps ``res2`` … ``res5`` and gives {16: H_1, 8: H_2, 4: H_3}, each (B, D, H/s, W/s).
-H_3 is F, which the heads read (A1, A2, A9 in docs/DESIGN.md).
+H_3 is F, which the heads read (A1, A2, A9 in docs/DECISIONS.md).
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from detectron2.config import CfgNode
 PRESETS: dict[str, dict[str, Any]] = {
     # As the paper writes it (Eq. 10–12).
     "paper": {"STOP_GRADIENT": "none", "NORMALIZE": "classes", "REDUCE": "sum", "RAMP": 0},
-    # What kept the rows of X_3 from becoming parallel in small trials (docs/DESIGN.md).
+    # What kept the rows of X_3 from becoming parallel in small trials (docs/DECISIONS.md).
     "stable": {"STOP_GRADIENT": "target", "NORMALIZE": "present", "REDUCE": "mean", "RAMP": 300},
 }
 _OPEN = ("", -1)
