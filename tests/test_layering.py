@@ -49,7 +49,6 @@ READERS = {
     "build_sst_resnet18_backbone",
     "build_sst_swin_t_backbone",
     "build_augmentations",
-    "_test_resize",
     "_loader_from_config",
 }
 

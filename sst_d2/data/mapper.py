@@ -14,7 +14,7 @@ from detectron2.data import transforms as T
 
 from sst_d2.data.image_io import read_image
 from sst_d2.data.label_io import read_sample_labels
-from sst_d2.data.transforms import RandomScaleCropMirror, SSTAugInput
+from sst_d2.data.transforms import EvaluationResize, RandomScaleCropMirror, SSTAugInput
 from sst_d2.errors import SSTDataError
 from sst_d2.label_domains import LabelDomain, get_label_domain
 
@@ -66,7 +66,9 @@ class SSTDatasetMapper:
         return {
             "is_train": is_train,
             "domains": [get_label_domain(reference) for reference in cfg.MODEL.SST.DOMAINS],
-            "augmentations": build_augmentations(cfg) if is_train else _test_resize(cfg),
+            "augmentations": build_augmentations(cfg)
+            if is_train
+            else [EvaluationResize(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)],
             "image_format": cfg.INPUT.FORMAT,
             "seed": max(cfg.SEED, 0),
         }
@@ -115,12 +117,6 @@ def build_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
             mirror_probability={"none": 0.0, "horizontal": 0.5}[cfg.INPUT.RANDOM_FLIP],
         )
     ]
-
-
-def _test_resize(cfg: CfgNode) -> list[T.Augmentation]:
-    if cfg.INPUT.MIN_SIZE_TEST <= 0:
-        return []
-    return [T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)]
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""The augmentation of training: random scale, crop with padding, mirror, in one step; labels stay true.
+"""Training: random scale, crop with padding, mirror, in one step; labels stay true. Evaluation: the size that is seen.
 
 Mirroring swaps left and right in label maps, padding is labelled 'ignore'. Written as Detectron2 ``Augmentation`` and
 ``Transform``. Random numbers come from NumPy's global generator, as in Detectron2's own augmentations; the mapper seeds
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from detectron2.data.transforms import AugInput, Augmentation
+from detectron2.data.transforms import AugInput, Augmentation, NoOpTransform, ResizeTransform
 from fvcore.transforms.transform import Transform
 
 from sst_d2.label_domains import LabelDomain
@@ -27,6 +27,36 @@ class SSTAugInput(AugInput):
     def __init__(self, image: np.ndarray, label_domain: LabelDomain, sem_seg: np.ndarray | None = None) -> None:
         super().__init__(image, sem_seg=sem_seg)
         self.label_domain = label_domain
+
+
+class EvaluationResize(Augmentation):
+    """As Detectron2's ``ResizeShortestEdge`` with one length, but that of a very thin photo one pixel stays.
+
+    Args:
+        shortest: of the shorter edge, in pixels; 0: photos keep their size.
+        longest: the longer edge has at most so many pixels.
+    """
+
+    def __init__(self, shortest: int, longest: int) -> None:
+        super().__init__()
+        self.shortest, self.longest = shortest, longest
+
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) of what is seen of a photo of that size."""
+        if self.shortest <= 0:
+            return height, width
+        factor = self.shortest / min(height, width)
+        new_height, new_width = (self.shortest, factor * width) if height < width else (factor * height, self.shortest)
+        if max(new_height, new_width) > self.longest:
+            factor = self.longest / max(new_height, new_width)
+            new_height, new_width = new_height * factor, new_width * factor
+        return max(1, int(new_height + 0.5)), max(1, int(new_width + 0.5))
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        """For an image (H, W, 3) or (H, W)."""
+        height, width = image.shape[:2]
+        size = self.size(height, width)
+        return NoOpTransform() if size == (height, width) else ResizeTransform(height, width, *size)
 
 
 class ScaleCropMirrorTransform(Transform):

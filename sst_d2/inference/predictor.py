@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import transforms as T
 
+from sst_d2.data.transforms import EvaluationResize
 from sst_d2.errors import SSTConfigError, SSTDataError, SSTNumericError
 from sst_d2.inference.network import open_network
 from sst_d2.inference.photos import as_photo
@@ -80,7 +80,7 @@ class SSTPredictor:
         self.max_pixels = max_pixels or cfg.TEST.SST.MAX_PIXELS
         self._tta = SSTWithTTA(cfg, self.model) if (cfg.TEST.AUG.ENABLED if tta is None else tta) else None
         self._channel_order = cfg.INPUT.FORMAT
-        self._edges = (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
+        self._resize = EvaluationResize(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
         self._warned = False
 
     def __call__(self, image: Any, domain: str | None = None, *, channel_order: str = "RGB") -> Answer | list[Answer]:
@@ -154,7 +154,7 @@ class SSTPredictor:
     def _sample(self, photo: np.ndarray, domain: str) -> dict[str, Any]:
         """The model's input: in its size and order of channels, as the mapper makes it for evaluation."""
         height, width = photo.shape[:2]
-        size = self._seen_size(height, width)
+        size = self._resize.size(height, width)
         if size[0] * size[1] > _MANY_PIXELS and not self._warned:
             self._warned = True
             logging.getLogger(__name__).warning(
@@ -162,29 +162,17 @@ class SSTPredictor:
                 "INPUT.MIN_SIZE_TEST 512 lets it see less, label maps keep the photo's size",
                 *size,
             )
-        seen = photo if size == (height, width) else T.ResizeTransform(height, width, *size).apply_image(photo)
+        seen = self._resize.get_transform(photo).apply_image(photo)
         seen = seen if self._channel_order == "RGB" else seen[:, :, ::-1]
         image = torch.from_numpy(seen.transpose(2, 0, 1).copy())
         return {"image": image, "height": height, "width": width, "label_domain": domain}
-
-    def _seen_size(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) of what the network sees: ``INPUT.MIN_SIZE_TEST``, ``MAX_SIZE_TEST``, as Detectron2's."""
-        shortest, longest = self._edges
-        if shortest <= 0:
-            return height, width
-        factor = shortest / min(height, width)
-        new_height, new_width = (shortest, factor * width) if height < width else (factor * height, shortest)
-        if max(new_height, new_width) > longest:
-            factor = longest / max(new_height, new_width)
-            new_height, new_width = new_height * factor, new_width * factor
-        return max(1, int(new_height + 0.5)), max(1, int(new_width + 0.5))  # of a very thin photo one pixel stays
 
     def padded_size(self, height: int, width: int) -> tuple[int, int]:
         """What the network sees of a photo of that size, in pixels, with its padding.
 
         Photos that agree in it go through the network together: beside larger ones, more of one would be padding.
         """
-        size = self._seen_size(height, width)
+        size = self._resize.size(height, width)
         if self._tta is not None:  # every scale pads otherwise
             return size
         step = self.model.size_divisibility

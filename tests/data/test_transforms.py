@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from detectron2.data import transforms as T
 from PIL import Image
 
-from sst_d2.data.transforms import RandomScaleCropMirror, ScaleCropMirrorTransform, SSTAugInput
+from sst_d2.data.transforms import EvaluationResize, RandomScaleCropMirror, ScaleCropMirrorTransform, SSTAugInput
 from sst_d2.label_domains import LabelDomain, get_label_domain
 
 ATR = get_label_domain("atr")
@@ -160,3 +161,18 @@ def test_mirroring_obeys_its_probability():
 def test_values_that_make_no_sense_are_refused(arguments, words):
     with pytest.raises(ValueError, match=words):
         RandomScaleCropMirror(**{"crop_size": (4, 4), **arguments})
+
+
+def test_in_evaluation_photos_are_seen_as_detectron2_shows_them_but_never_without_a_pixel():
+    generator = np.random.default_rng(0)
+    for height, width, shortest, longest in generator.integers(1, 900, size=(200, 4)).tolist():
+        theirs = T.ResizeShortestEdge([shortest, shortest], longest).get_transform(
+            np.zeros((height, width, 3), np.uint8)
+        )
+        assert EvaluationResize(shortest, longest).size(height, width) == (max(1, theirs.new_h), max(1, theirs.new_w))
+    photo = generator.integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    theirs = T.ResizeShortestEdge([20, 20], 25).get_transform(photo).apply_image(photo)
+    assert np.array_equal(EvaluationResize(20, 25).get_transform(photo).apply_image(photo), theirs)
+    assert EvaluationResize(0, 25).get_transform(photo).apply_image(photo) is photo
+    thin = np.zeros((300, 2, 3), np.uint8)
+    assert EvaluationResize(64, 64).get_transform(thin).apply_image(thin).shape == (64, 1, 3)

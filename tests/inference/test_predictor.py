@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import DOMAINS, tiny_cfg
-from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from PIL import Image
 
@@ -175,18 +174,6 @@ def test_a_network_that_sees_resized_photos_gets_them_as_in_evaluation(
             logits = network([mapper({"file_name": path, "label_domain": "cihp"})])[0]["sem_seg"]
         assert logits.shape[1:] == size
         assert_same(predictor(path, "cihp"), logits)
-
-
-def test_sizes_that_the_network_sees_are_detectron2s(predictor):
-    generator = np.random.default_rng(0)
-    class_ = type(predictor)
-    for height, width, shortest, longest in generator.integers(1, 900, size=(200, 4)).tolist():
-        stub = class_.__new__(class_)
-        stub._edges = (shortest, longest)
-        resize = T.ResizeShortestEdge([shortest, shortest], longest)
-        transform = resize.get_transform(np.zeros((height, width, 3), np.uint8))
-        # Of a very thin photo Detectron2's would leave no pixel.
-        assert stub._seen_size(height, width) == (max(1, transform.new_h), max(1, transform.new_w))
 
 
 def test_a_very_thin_photo_is_seen_one_pixel_wide_and_sizes_that_nothing_is_left_of_are_refused(checkpoint):
