@@ -8,7 +8,7 @@ from conftest import ROOT
 from PIL import Image
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
-from reproduction import pictures
+from reproduction import branch, pictures
 from reproduction.places import Places
 from reproduction.results import HELDOUT, OWN, Results
 from reproduction.rows import A, C, P
@@ -77,3 +77,17 @@ def test_without_a_branch_there_is_no_picture_of_categories(results, tmp_path):
     assert [path.name for path in pictures.draw(results, tmp_path)] == ["curves.png"]
     results.records.clear()
     assert pictures.draw(results, tmp_path) == []
+
+
+def test_what_the_branch_does_is_told_at_its_first_and_last_evaluation(results):
+    figures = results.records["universal_full"][4]["branch"]
+    figures[0][1].update({"sst/gradient/loss_seg/atr": 3.0, "sst/gradient/loss_seg/cihp": 4.0})
+    figures[0][1].update({"sst/gradient/loss_aux/atr": 1.0, "sst/alignment/loss_aux": 0.25})
+    figures[1][1].update({"sst/gradient/loss_seg/atr": 2.0, "sst/gradient/loss_aux/atr": 0.5})
+    figures[1][1].update({"sst/alignment/loss_aux": -0.5, "sst/scr_image_present/atr-cihp": 0.001})
+    (line,) = branch.branch_lines(results)
+    told = dict(zip(["row", *branch.COLUMNS], line))
+    assert told["row"] == "universal_full" and told["cosine of X_3"] == "0.3 → 0.5"
+    assert told["pull of L_aux"] == "0.2 → 0.25" and told["L_aux: cosine with the task"] == "0.25 → -0.5"
+    for word in ("cosine of X_0", "mismatch", "pull of L_SCR image", "prediction: cosine with the task"):
+        assert told[word] == "–", word  # absent at one end or both

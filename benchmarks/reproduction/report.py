@@ -9,6 +9,7 @@ from typing import Any
 from tabulate import tabulate
 
 from reproduction.beside import BASELINES, beside, mean_scores, universal_rows
+from reproduction.branch import COLUMNS, branch_lines
 from reproduction.claims import CLAIMS, PAPER, Claim
 from reproduction.costs import cost, networks
 from reproduction.pictures import draw
@@ -57,6 +58,8 @@ def make_report(scale: Scale, places: Places) -> str:
             "## Universal rows, mean of the data sets",
             beside_text(results),
             *(part for table, figures in tables for part in table_text(table, figures, costs, results)),
+            "## In the branch",
+            branch_text(results),
         ]
     )
     places.results.mkdir(parents=True, exist_ok=True)
@@ -173,6 +176,16 @@ def beside_text(results: Results) -> str:
         headers += [f"{_PLACES[place]}: mIoU", *(f"{_PLACES[place]}: minus {words}" for words in BASELINES)]
     explained = "Mean over the data sets first, then differences and intervals as above: fewer comparisons, less noise."
     return f"{explained}\n\n{markdown(lines, headers)}"
+
+
+def branch_text(results: Results) -> str:
+    """What the branch does with the categories and with F, of the rows that have one."""
+    explained = (
+        "On one training batch, at the first evaluation → the last one; means over seeds, and over domains or pairs. "
+        "Cosines: of two different rows. Mismatch: of Eq. 11 where categories occur. Pull: norm of the weighed losses' "
+        "gradient on F as a part of the segmentation losses' (rows that log gradients)."
+    )
+    return f"{explained}\n\n{markdown(branch_lines(results), ['row', *COLUMNS])}"
 
 
 def difference_text(difference: Difference) -> list[str]:
